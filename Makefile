@@ -1,0 +1,47 @@
+# Two commands for a new user: `make demo` and `make test`. Nothing but Python >= 3.10 and make is needed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: demo test check gpu bench format schemas trt-names clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[rtx]' || echo "tensorrt_rtx has no wheel for this machine: engines are not built here, and the tests that build one are skipped"
+	touch $@
+
+demo: .venv/installed ## trains checkpoints, then soup build, export --trt, verify (under 6 minutes on 2 cores)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/demo/run.py
+
+test: .venv/installed ## the whole test suite (under 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -m "not gpu"
+
+gpu: .venv/installed ## the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+check: .venv/installed ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed ## every benchmark, one table
+	$(BIN)/python -m benchmarks
+
+schemas: .venv/installed ## docs/schemas, from the records
+	$(BIN)/python tools/schemas.py
+
+trt-names: .venv/installed ## the table of TensorRT names, from the real wheels (needs gcc and the network)
+	$(BIN)/python tools/tensorrt_names.py
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
