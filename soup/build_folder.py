@@ -1,0 +1,225 @@
+"""What a build leaves behind, as records: written whole, read back and checked, and all that an export needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import JsonValue, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+
+from exporters.runtimes import Arrays
+from soup import SoupError
+from soup.files import array_entry, finite, readable_json, sha256_file, write_safetensors
+from soup.gates import Check
+from soup.statistics import Interval
+
+SCHEMA_VERSION = 1
+RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS = (
+    "recipe.json", "soup.safetensors", "build.json", "trials.json", "evaluations.safetensors",
+)  # fmt: skip
+OURS = (RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", "release", "cache")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired difference in the metric's unit, as JSON can hold it: an end is None where the samples decide nothing."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    confidence: float
+    method: str
+    n: int
+    groups: int | None
+    verdict: Literal["better", "worse", "undecided"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """How far one output moved over a hop: largest and mean absolute difference, cosine of all samples together."""
+
+    name: str
+    max_abs: float | None
+    mean_abs: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One step from the best single to what ships, judged on all of a split."""
+
+    name: str
+    before: float | None
+    after: float | None
+    outputs: tuple[Outputs, ...]
+    flips: int | None
+    difference: Difference
+    split: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """A checkpoint that took part, and its own score on val."""
+
+    sha256: str
+    path: str
+    container: str
+    weights: str
+    size_bytes: int
+    val: float | None
+    cosine: float | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRecord:
+    """Which samples a split held: `list_sha256` is the hash of the ordered content hashes."""
+
+    n: int
+    list_sha256: str
+    groups: int | None
+    skipped: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A set of weights and what it scored; `test` is None without a test split."""
+
+    method: str
+    weights: Mapping[str, float]
+    bn_policy: str
+    val: float | None
+    test: float | None
+
+    @property
+    def label(self) -> str:
+        """As the last hop of a build names it."""
+        return {"own": "best single", "averaged": "soup"}.get(self.bn_policy, self.bn_policy)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One candidate of the search; `difference` is against what it had to beat, in pairs on val."""
+
+    method: str
+    added: str | None
+    ingredients: tuple[str, ...]
+    val: float | None
+    bound: float | None
+    images: int
+    kept: bool
+    reason: str
+    difference: Difference | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildRecord:
+    """build.json: the resolved configuration, what was found, and the best single's results, which an export is held to."""
+
+    schema_version: int
+    soup_version: str
+    versions: Mapping[str, str]
+    val_folder: str  # of val.yaml, relative to the build folder
+    config: Mapping[str, JsonValue]
+    task: str
+    metric: str
+    metric_unit: str
+    higher_is_better: bool
+    class_names: tuple[str, ...] | None
+    ingredients: tuple[Ingredient, ...]
+    set_aside: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    splits: Mapping[str, SplitRecord]
+    overlaps: tuple[str, ...]
+    best_single: Model
+    winner: Model
+    policies: Mapping[str, float | None]
+    batchnorm_layers: int
+    convergence: float | None
+    judged_on: str
+    comparison: Difference
+    hops: tuple[Hop, ...]
+    checks: tuple[Check, ...]
+    state_sha256: str
+    files: Mapping[str, str]
+    images: Mapping[str, int]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BuildFolder:
+    """A build as read back: its record, and the per-sample statistics of the two models that matter."""
+
+    path: Path
+    record: BuildRecord
+    evaluations: Arrays
+
+    def per_sample(self, model: str, split: str) -> dict[str, np.ndarray]:
+        """Statistics of "best_single" or "winner" on a split, first axis the sample."""
+        prefix = f"{split}/{model}/"
+        return {name.removeprefix(prefix): a for name, a in self.evaluations.items() if name.startswith(prefix)}
+
+
+def difference_record(interval: Interval, verdict: Literal["better", "worse", "undecided"]) -> Difference:
+    """An Interval as JSON can hold it."""
+    return Difference(
+        finite(interval.estimate), finite(interval.low), finite(interval.high),
+        interval.confidence, interval.method, interval.n, interval.groups, verdict,
+    )  # fmt: skip
+
+
+def claim_folder(folder: Path) -> None:
+    """Refuse an output folder that is no folder, is not writable, or holds what no build wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise SoupError(f"{folder}: is a file, expected a folder. Choose another -o.")
+    if not folder.is_dir():
+        return
+    strangers = sorted(p.name for p in folder.iterdir() if p.name not in OURS and not p.name.startswith(".soup-"))
+    if strangers:
+        raise SoupError(
+            f"{folder}: holds '{strangers[0]}', which soup build did not write. Choose an empty or a new folder with -o."
+        )
+
+
+def write_build(stage: Path, record: BuildRecord, evaluations: Arrays) -> None:
+    """Write evaluations.safetensors and build.json (with the hash of every other file) into a staging folder."""
+    write_safetensors(stage / EVALUATIONS, {name: array_entry(array) for name, array in evaluations.items()})
+    files = {path.name: sha256_file(path) for path in sorted(stage.iterdir())}
+    (stage / BUILD).write_bytes(readable_json(asdict(record) | {"files": files}))
+
+
+def read_build(folder: Path) -> BuildFolder:
+    """Read a build and check each of its files against its hash. Raises SoupError for what is missing or changed."""
+    if not (folder / RECIPE).is_file() or not (folder / BUILD).is_file():
+        raise SoupError(f"{folder}: no finished build here (recipe.json and build.json). Run: soup build --val val.yaml")
+    try:
+        record = TypeAdapter(BuildRecord).validate_json((folder / BUILD).read_bytes())
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise SoupError(f"{folder / BUILD}: '{where}': {error.errors()[0]['msg']}. Build again.") from error
+    if record.schema_version > SCHEMA_VERSION:
+        raise SoupError(f"{folder / BUILD}: schema_version {record.schema_version}, expected {SCHEMA_VERSION}. Upgrade edgesoup.")
+    for name, expected in record.files.items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+            raise SoupError(f"{folder / name}: is missing or not as soup build wrote it (SHA-256 differs). Build again.")
+    try:
+        evaluations = load_arrays((folder / EVALUATIONS).read_bytes())
+    except SafetensorError as error:
+        raise SoupError(f"{folder / EVALUATIONS}: {error}. Build again.") from error
+    return BuildFolder(folder, record, evaluations)
+
+
+def recipe_of(folder: Path) -> dict[str, JsonValue]:
+    """recipe.json as it stands."""
+    try:
+        recipe = json.loads((folder / RECIPE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise SoupError(f"{folder / RECIPE}: cannot be read: {error}. Build again.") from error
+    return dict(recipe)
