@@ -1,0 +1,167 @@
+"""val.yaml, loaded: what the sections say together, and every problem of a file told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue, PrivateAttr, ValidationError, ValidationInfo, field_validator
+
+from soup import SoupError
+from soup.config_errors import problems_of
+from soup.sections import (
+    Batchnorm,
+    Checkpoints,
+    Data,
+    Expect,
+    Export,
+    Gates,
+    Preprocess,
+    Quantization,
+    Release,
+    Search,
+    Section,
+    expects,
+)
+from soup.yaml_source import Problem, Source, override, read_source
+
+_SHORTHANDS = {"checkpoints": "files"}  # a bare list of globs is fine too
+_AFTER_BUILD = ("gates", "export", "release")  # where an export may differ from its build
+
+ModelSpec = Annotated[
+    str,
+    Field(pattern=r"^([^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_][\w.\-]*$"),
+    expects("'./models.py:build', 'package.module:callable', 'torchvision:name' or 'timm:name'"),
+]
+
+
+class Config(Section):
+    """Everything that val.yaml can say."""
+
+    model: ModelSpec
+    """what builds the network: a file beside val.yaml, an installed package, or a library's name"""
+    model_args: Mapping[str, JsonValue] = Field(default_factory=dict)
+    """keyword arguments of that callable"""
+    checkpoints: Checkpoints
+    """what is averaged; a bare list of globs is fine too"""
+    expect: Expect | None = None
+    """a figure that a trainer reported, for `soup check`"""
+    task: Annotated[
+        Literal["classification"],
+        expects("'classification' (detection and segmentation come with a later version)"),
+    ] = "classification"
+    """what the model does"""
+    data: Data
+    """images with their labels"""
+    preprocess: Preprocess | None = None
+    """from an image to what the model sees; null where the data are float tensors already"""
+    metric: Literal["accuracy", "top5", "cross_entropy"] = "accuracy"
+    """what is compared"""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), expects("auto, cpu, cuda or cuda:0")] = "auto"
+    """where torch runs"""
+    search: Search = Field(default_factory=Search)
+    """how the ingredients are chosen"""
+    batchnorm: Batchnorm = Field(default_factory=Batchnorm)
+    """BatchNorm recalibration"""
+    quantization: Quantization = Field(default_factory=Quantization)
+    """INT8 ranges"""
+    export: Export = Field(default_factory=Export)
+    """the ONNX file and what is built from it"""
+    release: Release = Field(default_factory=Release)
+    """the release folder"""
+    gates: Gates = Field(default_factory=Gates)
+    """what must hold before a release may ship"""
+
+    _folder: Path = PrivateAttr(Path())
+
+    @field_validator("search")
+    @classmethod
+    def _recalibration_has_images(cls, search: Search, info: ValidationInfo) -> Search:
+        data = info.data.get("data")
+        if search.bn_policy == "recalibrated" and data and data.train is None:
+            raise ValueError(
+                "BatchNorm is recalibrated on data.train, which is not given. "
+                "Give it, or set search.bn_policy: averaged (also for a model without BatchNorm)"
+            )
+        return search
+
+    @field_validator("release")
+    @classmethod
+    def _golden_samples_have_a_split(cls, release: Release, info: ValidationInfo) -> Release:
+        data = info.data.get("data")
+        if release.golden.split == "test" and data and data.test is None:
+            raise ValueError("golden.from is test, but data.test is not given. Give it, or take them from val")
+        return release
+
+    @property
+    def folder(self) -> Path:
+        """The folder of val.yaml, which relative paths start from (those of an extended file too)."""
+        return self._folder
+
+    def resolve(self, path: str) -> Path:
+        """A path as written in val.yaml, from `folder`; `~` is the user's home."""
+        return self._folder / Path(path).expanduser()
+
+
+def load_config(path: Path, *, overrides: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> Config:
+    """Read val.yaml with what it extends, lay `key.sub=value` over it, fill in `${VAR}` and validate.
+
+    Raises SoupError with every problem at once, one a line: `val.yaml:12: gates.accuracy.max_drop: expected …`.
+    """
+    environment = os.environ if environment is None else environment
+    source = read_source(path, environment=environment, shorthands=_SHORTHANDS)
+    source = override(source, overrides, environment=environment, shorthands=_SHORTHANDS)
+    return _validated(source, folder=path.parent)
+
+
+def apply_overrides(
+    values: Mapping[str, object],
+    overrides: Sequence[str],
+    *,
+    folder: Path,
+    allowed: Sequence[str] = _AFTER_BUILD,
+    origin: str = "build.json",
+) -> Config:
+    """The Config of a build (`values` as `resolved` gave them), changed only below the keys in `allowed`.
+
+    Raises SoupError for any other key: the weights would no longer be those that were built and judged.
+    """
+    fixed = [option for option in overrides if option.partition("=")[0].split(".")[0] not in allowed]
+    if fixed:
+        advice = f"the build has fixed it; only {', '.join(allowed)} may differ. Change val.yaml and build again."
+        raise SoupError("\n".join(f"--set {option}: {advice}" for option in fixed))
+    source = Source(dict(values), {(): origin})
+    return _validated(override(source, overrides, environment=os.environ, shorthands=_SHORTHANDS), folder=folder)
+
+
+def resolved(config: Config) -> dict[str, object]:
+    """All values, defaults included, as JSON has them; paths as written, so that no local folder leaks."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def schema() -> dict[str, object]:
+    """The JSON Schema of val.yaml, for editors (docs/schemas/val.schema.json); `${VAR}` fits text only."""
+    document = Config.model_json_schema()
+    properties = document["properties"]
+    globs = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+    meaning = properties["checkpoints"]["description"]
+    properties["checkpoints"] = {"anyOf": [{"$ref": "#/$defs/Checkpoints"}, globs], "description": meaning}
+    properties["extends"] = {"type": "string", "description": "another file that this one lies over, relative to it"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **document, "title": "val.yaml"}
+
+
+def _validated(source: Source, *, folder: Path) -> Config:
+    try:
+        config = Config.model_validate(source.values)
+    except ValidationError as error:
+        raise _refused([*source.problems, *problems_of(error, Config, source=source)]) from error
+    if source.problems:
+        raise _refused(source.problems)
+    config._folder = folder
+    return config
+
+
+def _refused(problems: Sequence[Problem]) -> SoupError:
+    return SoupError("\n".join(str(problem) for problem in problems))

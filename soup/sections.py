@@ -1,0 +1,297 @@
+"""The sections of val.yaml as frozen records: every key, its default and its meaning stand here, and only here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+def expects(what: str) -> WrapValidator:
+    """One sentence for whatever is wrong with a value; a union would otherwise complain once per member."""
+
+    def check(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("expects", "{what}", {"what": what}) from error
+
+    return WrapValidator(check)
+
+
+# Numbers are strict: `batch: true` and `max_drop: "0.5"` are refused instead of guessed at.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Whole = Annotated[int, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[Whole, Field(ge=1)]
+Positive = Annotated[Number, Field(gt=0)]
+AtLeastZero = Annotated[Number, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Size = Annotated[Count | tuple[Count, Count], expects("pixels, or [height, width]")]
+Spec = Annotated[
+    str,
+    Field(pattern=r"^([^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"),
+    expects("'./file.py:name' or 'package.module:name'"),
+]
+Precision = Annotated[Literal["fp32"], expects("'fp32' (fp16 and int8 come with a later version)")]
+Method = Annotated[
+    Literal["uniform", "greedy"], expects("'uniform' or 'greedy' (other methods come with a later version)")
+]
+Dtype = Literal["float32", "float16", "int64", "int32", "uint8"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True,
+        protected_namespaces=(),  # `model_args` is the user's key; pydantic before 2.10 warns about it
+    )  # fmt: skip
+
+
+class Checkpoints(Section):
+    """What is averaged. A bare list of globs is short for `files`."""
+
+    files: tuple[Text, ...] = Field(min_length=1)
+    """globs of the ingredients, relative to val.yaml"""
+    use: Literal["auto", "raw", "ema"] = "auto"
+    """which weights of a checkpoint that has both; one policy for all ingredients"""
+    dtype: Literal["same", "float32", "float16", "bfloat16"] = "same"
+    """floating-point type of soup.safetensors"""
+    drop: tuple[Text, ...] = ()
+    """patterns of tensor names that are left out, as in 'head.*'; the report lists what they matched"""
+    base: Annotated[None, expects("null (a base model comes with a later version)")] = None
+    """the checkpoint that all ingredients were fine-tuned from"""
+    order: Literal["recorded"] = "recorded"
+    """which ingredient is evaluated first: by the metric that its trainer recorded; never changes the result"""
+    on_bad_ingredient: Literal["fail", "skip"] = "fail"
+    """whether an ingredient that is unreadable, or holds NaN or Inf, stops the build or is set aside and listed"""
+
+
+class Expect(Section):
+    """A figure that a trainer reported, for `soup check`."""
+
+    checkpoint: Text
+    """the checkpoint that it was reported for"""
+    value: Number
+    """the figure, in the metric's unit (0.883, not 88.3)"""
+    tolerance: AtLeastZero = 0.003
+    """the difference that is put down to rounding and library versions"""
+
+
+class Cache(Section):
+    """Where decoded images are kept between runs."""
+
+    dir: Text | None = None
+    """folder of decoded images; null is 'cache' in the output folder"""
+    max_gb: Positive = 20
+    """the most that decoded images may take on disk"""
+
+
+class Data(Section):
+    """Images with their labels: a folder with one subfolder per class, labels.csv, an .npz, or a callable."""
+
+    train: Text | None = None
+    """BatchNorm recalibration draws from here; needed unless search.bn_policy is averaged"""
+    val: Text
+    """chooses the soup"""
+    test: Text | None = None
+    """judges the soup and is never used to choose; without it the report says that nothing did"""
+    max_overlap: Annotated[Number, Field(ge=0, le=1)] = 0.001
+    """the share of a split's images that may also be in another split"""
+    cache: Cache = Field(default_factory=Cache)
+    """where decoded images are kept between runs"""
+    on_bad_sample: Literal["fail", "skip"] = "fail"
+    """whether an unreadable image stops the build or is skipped and counted"""
+
+
+class Letterbox(Section):
+    """Scale to fit, then fill."""
+
+    size: Size
+    """pixels, or [height, width], of the result"""
+    pad: Annotated[Whole, Field(ge=0, le=255)] = 114
+    """value that fills the rest, 0 to 255"""
+    centered: Flag = True
+    """whether the rest is split between both sides or is all right and below"""
+
+
+class Preprocess(Section):
+    """From an image to what the model sees, in this order: letterbox or resize and crop, colour, mean and std."""
+
+    resize: Size | None = None
+    """pixels of the shorter side, or exactly [height, width]"""
+    crop: Size | None = None
+    """pixels, or [height, width], cut from the centre"""
+    letterbox: Letterbox | None = None
+    """scale to fit and fill, instead of resize and crop"""
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos", "area"] = "bilinear"
+    """how pixels are resampled"""
+    backend: Literal["pil", "cv2"] = "pil"
+    """the library that decodes and resizes, as in training: their pixels differ"""
+    color: Literal["rgb", "bgr", "gray"] = "rgb"
+    """channel order that the model expects"""
+    mean: tuple[Number, ...] = (0.0,)
+    """subtracted from pixels scaled to 0..1; one value, or one per channel"""
+    std: tuple[Positive, ...] = (1.0,)
+    """divides what is left; one value, or one per channel"""
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_per_channel(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = {"rgb": 3, "bgr": 3, "gray": 1}.get(info.data.get("color", ""), len(values))
+        if len(values) not in (1, channels):
+            raise ValueError(f"has {len(values)} values, expected 1 or one per channel ({channels})")
+        return values
+
+    @model_validator(mode="after")
+    def _one_geometry(self) -> Preprocess:
+        if self.letterbox and (self.resize or self.crop):
+            raise ValueError("letterbox stands instead of resize and crop. Remove one or the other")
+        return self
+
+
+class Search(Section):
+    """How the ingredients are chosen."""
+
+    methods: tuple[Method, ...] = Field(default=("uniform", "greedy"), min_length=1)
+    """soups that are tried beside the best single; the best on val wins"""
+    bn_policy: Annotated[
+        Literal["recalibrated", "averaged"],
+        expects("'recalibrated' or 'averaged' (singles are always scored with their own statistics)"),
+    ] = "recalibrated"
+    """BatchNorm statistics of candidates of two or more: measured again on data.train, or averaged like weights"""
+    min_gain: AtLeastZero = 0
+    """what an ingredient must add to the val score to stay; 0 keeps it where the score does not fall"""
+    budget: Annotated[None, expects("null (a budget comes with a later version)")] = None
+    """the most that the search may cost"""
+
+
+class Batchnorm(Section):
+    """BatchNorm recalibration."""
+
+    samples: Count = 1000
+    """training images that the statistics are measured on; under about 250 it does harm"""
+    batch: Count = 100
+    """images per forward pass; part of the recipe, since deeper statistics depend on it"""
+
+
+class Quantization(Section):
+    """INT8 ranges. Read and kept; used once INT8 comes."""
+
+    samples: Count = 500
+    """training images that the ranges are measured on"""
+    method: Literal["entropy", "percentile", "minmax"] = "entropy"
+    """how a range is taken from a histogram"""
+
+
+class DynamicBatch(Section):
+    """A batch size that is free between two bounds."""
+
+    min: Count
+    """smallest batch"""
+    opt: Count
+    """the batch that the engine is tuned for"""
+    max: Count
+    """largest batch"""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DynamicBatch:
+        if not self.min <= self.opt <= self.max:
+            raise ValueError("expected min <= opt <= max")
+        return self
+
+
+class Export(Section):
+    """The ONNX file and what is built from it."""
+
+    batch: Annotated[Count | DynamicBatch, expects("a whole number from 1, or {min, opt, max} in rising order")] = 1
+    """images per call: a number is static, {min, opt, max} is dynamic"""
+    inputs: Mapping[Text, Dtype] = Field(default_factory=dict)
+    """name and dtype of each graph input, in order; empty keeps the model's own"""
+    outputs: Mapping[Text, Dtype] = Field(default_factory=dict)
+    """name and dtype of each graph output, in order; empty keeps the model's own"""
+    precision: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
+    """precisions to make, in order"""
+    nms: Annotated[Literal["none"], expects("'none' (detection comes with a later version)")] = "none"
+    """where boxes are filtered"""
+    prepare: Spec | None = None
+    """callable(model) -> model, called before the export"""
+    opset: Annotated[Whole, Field(ge=13, le=24)] = 18
+    """ONNX opset that the file must have"""
+
+
+class Golden(Section):
+    """Samples that travel with the release, so that the device can verify it."""
+
+    count: Annotated[Count | Literal["all"], expects("a whole number from 1, or 'all'")] = 64
+    """how many, or all"""
+    split: Literal["val", "test"] = Field(default="val", alias="from")
+    """the split that they are taken from"""
+
+
+class Release(Section):
+    """The release folder."""
+
+    golden: Golden = Field(default_factory=Golden)
+    """samples that travel with the release"""
+
+
+class AccuracyGate(Section):
+    """Passes if the whole interval of the drop is within the limit, fails if all of it is beyond, else inconclusive."""
+
+    max_drop: AtLeastZero
+    """the largest drop that may ship, in the metric's unit (0.005 is half a point)"""
+    against: Literal["best_single"] = "best_single"
+    """what the drop is measured from"""
+
+
+class GainGate(Section):
+    """Fails unless the soup beats the best single on test."""
+
+    min: AtLeastZero
+    """the smallest gain that may ship, in the metric's unit"""
+
+
+class LatencyGate(Section):
+    """Limits that hold on one runtime and device; measured elsewhere, they stay pending."""
+
+    p50_ms: Positive | None = None
+    """limit of the median, in milliseconds"""
+    p90_ms: Positive | None = None
+    """limit of the 90th percentile, in milliseconds"""
+    p99_ms: Positive | None = None
+    """limit of the 99th percentile, in milliseconds"""
+    runtime: Literal["onnxruntime", "tensorrt", "tensorrt_rtx"]
+    """the runtime that the limits are for; tensorrt stands for tensorrt_rtx too"""
+    device: Text
+    """the device that the limits are for: words of its name, as orin-nano, rtx-4060 or cpu"""
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> LatencyGate:
+        if self.p50_ms is None and self.p90_ms is None and self.p99_ms is None:
+            raise ValueError("limits nothing. Give p50_ms, p90_ms or p99_ms")
+        return self
+
+
+class Gates(Section):
+    """What must hold before a release may ship. A gate that is not written is not set."""
+
+    accuracy: AccuracyGate | None = None
+    """limit of the accuracy lost on the way"""
+    gain: GainGate | None = None
+    """makes it a failure (exit 3) when the soup does not beat the best single"""
+    latency: LatencyGate | None = None
+    """limits of the time per call"""
+    require: tuple[Literal["onnx", "engine", "device"], ...] = ("onnx",)
+    """what must have been run; `device` where an engine that was never executed must block"""
