@@ -1,0 +1,108 @@
+"""The samples of a split: what the model is fed, its targets, and who each sample is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from exporters.runtimes import Arrays
+from soup import SoupError
+from soup.decoded import Decoded, Progress, decode
+from soup.preprocess import Preprocess, normalize
+from soup.sources import open_source, several
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """train, val or test, decoded; implements `evaluate.Samples`."""
+
+    name: str
+    images: np.ndarray  # read-only: uint8 [n, height, width, channels], or float32 [n, …] fed as it is
+    targets: Arrays  # "label": int64 [n]
+    ids: tuple[str, ...]
+    hashes: tuple[str, ...]  # SHA-256 of each row of `images`, as `calib.samples.sample_sha256`
+    groups: np.ndarray | None  # str [n]
+    class_names: tuple[str, ...] | None
+    skipped: tuple[tuple[str, str], ...]  # (id, reason)
+    preprocess: Preprocess | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(self, batch: int, *, order: Sequence[int] | None = None) -> Iterator[tuple[np.ndarray, Arrays, Arrays]]:
+        """(indices, inputs, targets) for each batch of all samples, or of those in `order`; the last may be smaller."""
+        wanted = np.arange(len(self)) if order is None else np.asarray(order, np.int64)
+        for start in range(0, len(wanted), batch):
+            indices = wanted[start : start + batch]
+            targets = {name: values[indices] for name, values in self.targets.items()}
+            yield indices, {"input": self.inputs(indices)}, targets
+
+    def inputs(self, indices: np.ndarray) -> np.ndarray:
+        """What the model is fed for the samples at `indices`: float32 [n, channels, height, width]."""
+        if self.preprocess is None:
+            return np.asarray(self.images[indices])
+        _, height, width, channels = self.images.shape
+        mean = np.broadcast_to(np.asarray(self.preprocess.mean, np.float32), channels)
+        std = np.broadcast_to(np.asarray(self.preprocess.std, np.float32), channels)
+        batch = np.empty((len(indices), channels, height, width), np.float32)
+        for row, index in enumerate(indices):
+            normalize(self.images[index], mean, std, out=batch[row])
+        return batch
+
+
+def load_split(
+    name: str,
+    source: str | Callable[[], object],
+    *,
+    folder: Path,
+    preprocess: Preprocess | None,
+    cache: Path,
+    max_gb: float,
+    on_bad: Literal["fail", "skip"],
+    progress: Progress | None = None,
+) -> Split:
+    """Open a split; `sources.open_source` says what `source` may be, `decoded.decode` how `cache` keeps its images.
+
+    Raises SoupError for what these refuse, and for unreadable images (all at once) unless `on_bad` is "skip".
+    """
+    listed = open_source(name, source, folder=folder, max_bytes=max_gb * 1e9)
+    decoded = decode(listed, preprocess, cache=cache, max_bytes=max_gb * 1e9, progress=progress)
+    if decoded.skipped and on_bad == "fail":
+        bad, total = len(decoded.skipped), len(decoded.skipped) + len(decoded.samples)
+        reasons = several([f"{sample}: {reason}" for sample, reason in decoded.skipped])
+        raise SoupError(
+            f"{listed.origin}: {bad} of {total} images cannot be read: {reasons}. "
+            "Repair or remove them, or set data.on_bad_sample: skip."
+        )
+    return Split(
+        name=name,
+        images=decoded.images,
+        targets={"label": np.array([sample.label for sample in decoded.samples], np.int64)},
+        ids=tuple(sample.id for sample in decoded.samples),
+        hashes=decoded.hashes,
+        groups=_groups(decoded),
+        class_names=listed.class_names,
+        skipped=decoded.skipped,
+        preprocess=preprocess,
+    )
+
+
+def check_classes(splits: Sequence[Split]) -> None:
+    """Raises SoupError where two splits name their classes differently: the same number would mean two things."""
+    named = [(split.name, split.class_names) for split in splits if split.class_names is not None]
+    for name, classes in named[1:]:
+        if difference := sorted(set(classes) ^ set(named[0][1])):
+            raise SoupError(
+                f"data.{name}: {len(classes)} classes, expected the {len(named[0][1])} of data.{named[0][0]}; "
+                f"not in both: {several(difference)}. "
+                "Add the missing class folders (they may be empty), or use integer labels."
+            )
+
+
+def _groups(decoded: Decoded) -> np.ndarray | None:
+    groups = [sample.group for sample in decoded.samples]
+    return None if None in groups else np.array(groups)

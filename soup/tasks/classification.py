@@ -1,0 +1,125 @@
+"""Image classification: one class per image; outputs are logits [n, classes], the first output of the model.
+
+Classes rank by logit, ties by the lower index; a row with NaN ranks nothing and is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporters.runtimes import Arrays
+from soup import SoupError
+from soup.tasks import Metric
+
+_NO_CLASS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The share of images whose class is among the `k` highest logits."""
+
+    name: str
+    k: int
+    higher_is_better: bool = True
+    unit: str = "%"
+
+    def per_sample(self, outputs: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
+        """{"correct": bool [n]}. Raises SoupError where a label has no logit."""
+        scores = logits(outputs)
+        labels = _labels(targets, scores)
+        own = scores[np.arange(len(scores)), labels][:, None]
+        earlier = np.arange(scores.shape[1]) < labels[:, None]
+        rank = ((scores > own) | ((scores == own) & earlier)).sum(axis=1)
+        return {"correct": (rank < self.k) & ~np.isnan(scores).any(axis=1)}
+
+    def reduce(self, statistics: Arrays) -> float:
+        """Correct images over all images."""
+        correct = statistics["correct"]
+        return int(np.count_nonzero(correct)) / len(correct) if len(correct) else float("nan")
+
+    def upper_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
+        """The value if every unseen image were correct."""
+        return self.reduce({"correct": statistics["correct"] | ~seen})
+
+
+@dataclass(frozen=True, slots=True)
+class CrossEntropy:
+    """The mean of -log softmax(logits)[label], in nats."""
+
+    name: str = "cross_entropy"
+    higher_is_better: bool = False
+    unit: str = ""
+
+    def per_sample(self, outputs: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
+        """{"loss": float64 [n]}, NaN where the logits are not finite. Raises SoupError where a label has no logit."""
+        scores = logits(outputs).astype(np.float64)
+        labels = _labels(targets, scores)
+        finite = np.isfinite(scores).all(axis=1)
+        scores[~finite] = 0
+        scores -= scores.max(axis=1, keepdims=True)
+        loss = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(scores)), labels]
+        return {"loss": np.where(finite, loss, np.nan)}
+
+    def reduce(self, statistics: Arrays) -> float:
+        """The mean loss."""
+        loss = statistics["loss"]
+        return float(loss.sum() / len(loss)) if len(loss) else float("nan")
+
+    def upper_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
+        """The value if every unseen image cost nothing; summed in the same order, so rounding cannot put it above."""
+        return self.reduce({"loss": np.where(seen, statistics["loss"], 0.0)})
+
+
+METRICS: Mapping[str, Metric] = {
+    metric.name: metric for metric in (TopK("accuracy", k=1), TopK("top5", k=5), CrossEntropy())
+}
+
+
+def logits(outputs: Arrays) -> np.ndarray:
+    """The first output. Raises SoupError unless it is [n, classes]."""
+    if not outputs:
+        raise SoupError("model: it has no outputs, expected logits (images, classes).")
+    name, scores = next(iter(outputs.items()))
+    if scores.ndim != 2 or not scores.shape[1]:
+        raise SoupError(
+            f"model: output '{name}' has shape {scores.shape}, expected logits (images, classes). Return them first."
+        )
+    return scores
+
+
+def predictions(outputs: Arrays) -> np.ndarray:
+    """The highest-ranked class of each image, int64 [n]; -1 where a logit is NaN."""
+    scores = logits(outputs)
+    best: np.ndarray = scores.argmax(axis=1)
+    best[np.isnan(scores).any(axis=1)] = _NO_CLASS
+    return best
+
+
+def flips(reference: Arrays, outputs: Arrays) -> np.ndarray:
+    """bool [n]: where the two predict different classes, or either of them none."""
+    before, after = predictions(reference), predictions(outputs)
+    flipped: np.ndarray = (before != after) | (before == _NO_CLASS)
+    return flipped
+
+
+def margins(outputs: Arrays) -> np.ndarray:
+    """float64 [n]: the highest logit less the second; 0 where they do not rank, infinite where there is one class."""
+    scores: np.ndarray = np.sort(logits(outputs).astype(np.float64), axis=1)
+    if scores.shape[1] == 1:
+        return np.full(len(scores), np.inf)
+    with np.errstate(invalid="ignore"):  # Inf less Inf
+        margin = scores[:, -1] - scores[:, -2]
+    return np.where(np.isnan(margin), 0.0, margin)
+
+
+def _labels(targets: Arrays, scores: np.ndarray) -> np.ndarray:
+    labels = targets["label"]
+    if labels.size and labels.max() >= scores.shape[1]:
+        raise SoupError(
+            f"data: label {labels.max()}, expected 0 to {scores.shape[1] - 1}, the outputs of the model. "
+            "Check the classes of the split and the model's arguments."
+        )
+    return labels
