@@ -1,0 +1,113 @@
+"""What an export starts from: a build as it was written, its data as they were, and what the model answers in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from calib.samples import list_sha256
+from exporters.runtimes import Arrays
+from soup import SoupError
+from soup.build_folder import SOUP, BuildFolder, read_build
+from soup.callables import call, resolve
+from soup.checkpoint import load_state, read_checkpoint, state_sha256
+from soup.config import Config, apply_overrides
+from soup.data import Split
+from soup.evaluate import Evaluation, evaluate
+from soup.golden import choose_golden
+from soup.larder import Progress, load_data
+from soup.models import build_model, load, select_device, torch_predict
+from soup.pipeline import EVALUATION_BATCH, cache_folder
+from soup.tasks import Metric, metric_named
+from soup.tasks.classification import margins
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The built model in torch on the CPU, the splits it is proved on, and what it answered there."""
+
+    built: BuildFolder
+    config: Config
+    model: nn.Module
+    metric: Metric
+    splits: Mapping[str, Split]
+    answers: Mapping[str, Evaluation]  # of `model` on each split, with outputs
+    golden_rows: np.ndarray  # of the split that the golden samples come from
+
+    @property
+    def batch(self) -> int | tuple[int, int, int]:
+        """Samples per call: static, or (min, opt, max)."""
+        batch = self.config.export.batch
+        return batch if isinstance(batch, int) else (batch.min, batch.opt, batch.max)
+
+    @property
+    def val(self) -> Split:
+        """The split on which every hop is judged."""
+        return self.splits["val"]
+
+    @property
+    def golden(self) -> Split:
+        """The split that the golden samples come from."""
+        return self.splits[self.config.release.golden.split]
+
+    @property
+    def golden_inputs(self) -> Arrays:
+        """The golden samples as the network is fed."""
+        return {"input": self.golden.inputs(self.golden_rows)}
+
+    @property
+    def golden_outputs(self) -> Arrays:
+        """What torch answers to the golden samples."""
+        outputs = self.answers[self.golden.name].outputs or {}
+        return {name: array[self.golden_rows] for name, array in outputs.items()}
+
+    def prepared(self) -> nn.Module:
+        """The model as it is exported: after the user's `export.prepare`, where there is one."""
+        spec = self.config.export.prepare
+        if spec is None:
+            return self.model
+        model = call(resolve(spec, folder=self.config.folder), self.model, where=f"export.prepare '{spec}'")
+        if not isinstance(model, nn.Module):
+            raise SoupError(f"export.prepare '{spec}': returned {type(model).__name__}, expected a torch.nn.Module.")
+        return model.eval()
+
+
+def open_source(folder: Path, overrides: Sequence[str], *, progress: Progress) -> Source:
+    """Load the built model and evaluate it, as the reference of all that follows.
+
+    Raises SoupError where the build, its data or the model's code are no longer what they were.
+    """
+    built = read_build(folder)
+    record = built.record
+    config = apply_overrides(record.config, overrides, folder=folder / record.val_folder)
+    model = build_model(config.model, config.model_args, folder=config.folder)
+    state = load_state(read_checkpoint(folder / SOUP))
+    if state_sha256(state) != record.state_sha256:
+        raise SoupError(f"{folder / SOUP}: its tensors are not those of build.json. Build again.")
+    load(model, state)
+    names = tuple(dict.fromkeys(("val", config.release.golden.split)))
+    splits = load_data(config, names, cache=cache_folder(config, folder), progress=progress)
+    for name, split in splits.items():
+        if list_sha256(split.hashes) != record.splits[name].list_sha256:
+            raise SoupError(f"data.{name}: holds other samples than when the soup was built. Restore them, or build again.")
+    metric = metric_named(config.task, config.metric)
+    predict = torch_predict(model, device=select_device(config.device))
+    answers = {
+        name: evaluate(
+            predict, split, metric, batch=EVALUATION_BATCH, keep_outputs=True,
+            progress=lambda done, total, name=name: progress(f"torch on {name}", done, total),
+        )
+        for name, split in splits.items()
+    }  # fmt: skip
+    golden = config.release.golden
+    rows = _golden_rows(splits[golden.split], answers[golden.split], count=golden.count)
+    return Source(built, config, model.to("cpu"), metric, splits, answers, rows)
+
+
+def _golden_rows(split: Split, answers: Evaluation, *, count: int | str) -> np.ndarray:
+    wanted = len(split) if count == "all" else int(count)
+    return choose_golden(split.targets["label"], margins(answers.outputs or {}), count=wanted)

@@ -1,0 +1,72 @@
+"""What a file is, without running it: ONNX, engine, release, build or checkpoint. torch only for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import JsonValue, TypeAdapter
+
+from exporters.onnx_facts import inspect_onnx
+from exporters.plan import inspect_engine
+from soup import SoupError
+from soup.build_folder import BUILD, read_build
+from soup.manifest import FILE_NAME, read_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What kind of file it is, and its facts by name."""
+
+    path: str
+    kind: str
+    facts: Mapping[str, JsonValue]
+
+
+def inspect(path: Path) -> Inspection:
+    """Look into a file or folder. Raises SoupError or ExportError for what cannot be read as any known kind."""
+    kind, facts = _facts(path)
+    return Inspection(str(path), kind, TypeAdapter(dict[str, object]).dump_python(dict(facts), mode="json"))
+
+
+def _facts(path: Path) -> tuple[str, Mapping[str, object]]:
+    if not path.exists():
+        raise SoupError(f"{path}: no such file or folder.")
+    if (path / FILE_NAME).is_file():
+        manifest = read_manifest(path)
+        files = {name: listed.size_bytes for name, listed in manifest.files.items()}
+        keys = ("created", "metric", "recipe_sha256", "artifacts", "verified", "gates", "exit_code")
+        return "release", {"digest": manifest.self_sha256, "files": files} | {k: manifest.facts.get(k) for k in keys}
+    if (path / BUILD).is_file():
+        record = read_build(path).record
+        return "build", {"winner": asdict(record.winner), "best_single": asdict(record.best_single),
+                         "comparison": asdict(record.comparison), "ingredients": len(record.ingredients)}  # fmt: skip
+    if path.suffix == ".onnx":
+        return "onnx", asdict(inspect_onnx(path))
+    if path.suffix in (".engine", ".plan"):
+        return "engine", asdict(inspect_engine(path))
+    return "checkpoint", _checkpoint_facts(path)
+
+
+def _checkpoint_facts(path: Path) -> dict[str, object]:
+    try:
+        from soup.checkpoint import read_checkpoint
+    except ImportError as error:
+        raise SoupError(
+            f"{path}: reading a checkpoint needs torch. pip install 'edgesoup[build]'", kind="environment"
+        ) from error
+    checkpoint = read_checkpoint(path)
+    sizes = {str(spec.dtype).removeprefix("torch."): 0 for spec in checkpoint.tensors.values()}
+    for spec in checkpoint.tensors.values():
+        sizes[str(spec.dtype).removeprefix("torch.")] += spec.size_bytes
+    return {
+        "sha256": checkpoint.sha256,
+        "container": checkpoint.container,
+        "weights": checkpoint.weights,
+        "tensors": len(checkpoint.tensors),
+        "bytes_by_dtype": sizes,
+        "recorded": dict(checkpoint.recorded),
+        "notes": list(checkpoint.notes),
+        "shapes": {name: list(spec.shape) for name, spec in checkpoint.tensors.items()},
+    }

@@ -1,0 +1,153 @@
+"""What an opened artifact is asked wherever it runs, at export and on the device: its outputs, its metric, its latency."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from exporters.engine import open_engine
+from exporters.latency import Latency, measure
+from exporters.parity import FP32_TOLERANCE, compare_outputs
+from exporters.runtimes import Arrays, Predict, Runtime, RuntimeInfo, TensorInfo, open_onnx
+from soup.build_folder import Hop
+from soup.gates import Check, Place, Quantile, State, Subject, latency_gate, outputs_gate
+
+WARMUP, ITERATIONS, MAX_SECONDS = 20, 500, 20.0  # 500 calls can bear a p99 (459 are needed); slow models stop by time
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file of a release that can run: `batch` is samples per call, static or (min, opt, max)."""
+
+    file: str
+    kind: Literal["onnx", "engine"]
+    sha256: str
+    batch: int | tuple[int, int, int]
+
+    @property
+    def label(self) -> str:
+        """As a hop names it."""
+        return "ONNX" if self.kind == "onnx" else "engine"
+
+    @property
+    def timed_batch(self) -> int:
+        """Samples per call when its latency is measured: the static batch, or `opt`."""
+        return self.batch if isinstance(self.batch, int) else self.batch[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was shown of an artifact, and where."""
+
+    artifact: str
+    runtime: str
+    version: str
+    provider: str
+    device: str
+    proved: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What an export or a verification has found so far; grows from step to step."""
+
+    hops: list[Hop] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    verified: list[Proof] = field(default_factory=list)
+    latency: dict[str, Latency] = field(default_factory=dict)  # by artifact
+    values: dict[str, float | None] = field(default_factory=dict)  # the metric by artifact, on `split`
+    done: dict[str, State] = field(default_factory=dict)  # what `gates.require` may name
+    notes: list[str] = field(default_factory=list)
+
+
+def open_artifact(folder: Path, artifact: Artifact) -> AbstractContextManager[Runtime]:
+    """The file as a runtime, its hash checked before a byte of it is used."""
+    path = folder / artifact.file
+    if artifact.kind == "engine":
+        return open_engine(path, expected_sha256=artifact.sha256)
+    return open_onnx(path, expected_sha256=artifact.sha256, batch=artifact.batch)
+
+
+def place_of(info: RuntimeInfo, *, device: str | None = None) -> Place:
+    """Runtime and device as gates name them; `device` is what the user calls it, where they said so."""
+    name = f"cpu ({info.device})" if info.provider == "CPUExecutionProvider" else info.device
+    return Place(info.runtime, device or name)
+
+
+def proof_of(artifact: Artifact, info: RuntimeInfo, *, proved: tuple[str, ...]) -> Proof:
+    """A line of the manifest's `verified` list."""
+    return Proof(artifact.file, info.runtime, info.version, info.provider, info.device, proved)
+
+
+def as_fed(inputs: Arrays, expected: Sequence[TensorInfo]) -> dict[str, np.ndarray]:
+    """A network's inputs under the graph's names and in its dtypes, by position."""
+    pairs = zip(expected, inputs.values(), strict=True)
+    return {info.name: array.astype(info.dtype, copy=False) for info, array in pairs}
+
+
+def fed(runtime: Runtime) -> Predict:
+    """The runtime as a Predict that takes the network's own inputs."""
+    return lambda inputs: runtime(as_fed(inputs, runtime.inputs))
+
+
+def outputs_check(reference: Arrays, answers: Arrays, subject: Subject, *, limit: float = FP32_TOLERANCE) -> Check:
+    """The largest difference of any output, as a share of max(1, the reference's largest magnitude); NaN fails.
+
+    Outputs are compared by position: an export may rename them, never reorder them.
+    """
+    differences = compare_outputs(reference, dict(zip(reference, answers.values(), strict=True)))
+    shares = [one.max_abs / max(1.0, one.scale) if one.finite else math.nan for one in differences]
+    return outputs_gate(math.nan if any(map(math.isnan, shares)) else max(shares), subject, limit=limit)
+
+
+def prove_latency(
+    runtime: Runtime, artifact: Artifact, inputs: Arrays, findings: Findings, *,
+    gates: Mapping[str, Any], device: str | None,
+) -> None:  # fmt: skip
+    """Time the runtime and judge it by `gates.latency`, where one is set."""
+    latency = findings.latency[artifact.file] = time_runtime(runtime, inputs, artifact)
+    gate = gates.get("latency")
+    if gate is None:
+        return
+    actual = place_of(runtime.info, device=device)
+    limits = {name: gate[name] for name in ("p50_ms", "p90_ms", "p99_ms") if gate.get(name) is not None}
+    findings.checks += latency_checks(
+        latency, limits, Subject(artifact.file, "gate", str(actual)),
+        wanted=Place(gate["runtime"], gate["device"]), actual=actual,
+    )  # fmt: skip
+
+
+def time_runtime(runtime: Runtime, inputs: Arrays, artifact: Artifact) -> Latency:
+    """Latency of one call with `timed_batch` of the given inputs, in a closed loop; copies to the device included."""
+    count = artifact.timed_batch
+    batch = {name: array[[row % len(array) for row in range(count)]] for name, array in inputs.items()}
+    contract: Mapping[str, str | int | float | bool] = {
+        "batch": count,
+        "runtime": runtime.info.runtime,
+        "provider": runtime.info.provider,
+        "transfers_included": True,
+    }
+    return measure(
+        lambda: runtime(batch), warmup=WARMUP, iterations=ITERATIONS, max_seconds=MAX_SECONDS, contract=contract
+    )
+
+
+def latency_checks(
+    latency: Latency, limits: Mapping[str, float], subject: Subject, *, wanted: Place, actual: Place
+) -> tuple[Check, ...]:
+    """One check per limit of `gates.latency` ("p50_ms", "p90_ms", "p99_ms")."""
+    measured = {
+        "p50_ms": Quantile(50, latency.p50_ms, latency.p50_upper_ms, latency.samples),
+        "p90_ms": Quantile(90, latency.p90_ms, latency.p90_upper_ms, latency.samples),
+        "p99_ms": Quantile(99, latency.p99_ms, latency.p99_upper_ms, latency.samples),
+    }
+    return tuple(
+        latency_gate(measured[name], subject, limit_ms=limit, wanted=wanted, actual=actual)
+        for name, limit in limits.items()
+    )
