@@ -13,7 +13,7 @@ from exporters.runtimes import Arrays
 from soup import SoupError
 from soup.decoded import Decoded, Progress, decode
 from soup.preprocess import Preprocess, normalize
-from soup.sources import open_source, several
+from soup.sources import drawn, open_source, several
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,16 @@ def load_split(
     cache: Path,
     max_gb: float,
     on_bad: Literal["fail", "skip"],
+    draw: int | None = None,
     progress: Progress | None = None,
 ) -> Split:
     """Open a split; `sources.open_source` says what `source` may be, `decoded.decode` how `cache` keeps its images.
 
+    With `draw`, no more samples than that are decoded (`sources.drawn`).
     Raises SoupError for what these refuse, and for unreadable images (all at once) unless `on_bad` is "skip".
     """
     listed = open_source(name, source, folder=folder, max_bytes=max_gb * 1e9)
+    listed = listed if draw is None else drawn(listed, draw)
     decoded = decode(listed, preprocess, cache=cache, max_bytes=max_gb * 1e9, progress=progress)
     if decoded.skipped and on_bad == "fail":
         bad, total = len(decoded.skipped), len(decoded.skipped) + len(decoded.samples)
@@ -89,18 +92,6 @@ def load_split(
         skipped=decoded.skipped,
         preprocess=preprocess,
     )
-
-
-def check_classes(splits: Sequence[Split]) -> None:
-    """Raises SoupError where two splits name their classes differently: the same number would mean two things."""
-    named = [(split.name, split.class_names) for split in splits if split.class_names is not None]
-    for name, classes in named[1:]:
-        if difference := sorted(set(classes) ^ set(named[0][1])):
-            raise SoupError(
-                f"data.{name}: {len(classes)} classes, expected the {len(named[0][1])} of data.{named[0][0]}; "
-                f"not in both: {several(difference)}. "
-                "Add the missing class folders (they may be empty), or use integer labels."
-            )
 
 
 def _groups(decoded: Decoded) -> np.ndarray | None:

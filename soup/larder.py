@@ -16,6 +16,7 @@ from soup.callables import resolve
 from soup.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, with_names
 from soup.config import Config
 from soup.data import Split, load_split
+from soup.headers import Table
 from soup.models import build_model, tensor_table
 from soup.preflight import Preflight, preflight
 from soup.preprocess import Letterbox, Preprocess
@@ -40,16 +41,9 @@ def gather(config: Config, *, exclude: Path | None, progress: Progress) -> Larde
     An unreadable one is refused with all others that are, or set aside (`checkpoints.on_bad_ingredient: skip`).
     """
     model = build_model(config.model, config.model_args, folder=config.folder)
-    paths, notes = find_checkpoints(config.checkpoints.files, folder=config.folder, exclude=exclude)
-    readable, unreadable = [], []
     table = tensor_table(model)
-    for done, path in enumerate(paths, 1):
-        try:
-            checkpoint = read_checkpoint(path, use=config.checkpoints.use, drop=config.checkpoints.drop)
-            readable.append(with_names(checkpoint, table))
-        except SoupError as error:
-            unreadable.append((str(path), str(error)))
-        progress("reading checkpoints", done, len(paths))
+    paths, notes = find_checkpoints(config.checkpoints.files, folder=config.folder, exclude=exclude)
+    readable, unreadable = read_all(config, paths, table=table, progress=progress)
     if unreadable and config.checkpoints.on_bad_ingredient == "fail":
         raise SoupError("\n".join(reason for _, reason in unreadable))
     if not readable:
@@ -58,6 +52,21 @@ def gather(config: Config, *, exclude: Path | None, progress: Progress) -> Larde
     aside = [*unreadable, *((str(path), reason) for path, reason in checked.set_aside)]
     usable = {checkpoint.sha256: checkpoint for checkpoint in checked.ingredients}
     return Larder(model, usable, checked, tuple(aside), notes)
+
+
+def read_all(
+    config: Config, paths: Sequence[Path], *, table: Table, progress: Progress
+) -> tuple[list[Checkpoint], list[tuple[str, str]]]:
+    """The checkpoints that can be read, their tensors named as in `table`, and (path, reason) of the others."""
+    readable, unreadable = [], []
+    for done, path in enumerate(paths, 1):
+        try:
+            checkpoint = read_checkpoint(path, use=config.checkpoints.use, drop=config.checkpoints.drop)
+            readable.append(with_names(checkpoint, table))
+        except SoupError as error:
+            unreadable.append((str(path), str(error)))
+        progress("reading checkpoints", done, len(paths))
+    return readable, unreadable
 
 
 def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Progress) -> dict[str, Split]:
@@ -110,13 +119,20 @@ def _load_split(config: Config, name: str, source: str, *, cache: Path, progress
     return load_split(
         name, resolve(source, folder=config.folder) if is_callable else source,
         folder=config.folder, preprocess=preprocess_of(config), cache=cache, max_gb=config.data.cache.max_gb,
-        on_bad=config.data.on_bad_sample, progress=lambda done, total: progress(f"decoding {name}", done, total),
+        on_bad=config.data.on_bad_sample, draw=_draw(config) if name == "train" else None,
+        progress=lambda done, total: progress(f"decoding {name}", done, total),
     )  # fmt: skip
 
 
+def _draw(config: Config) -> int:
+    """How many train images are decoded: enough to choose from once shared content is left out."""
+    return 4 * config.batchnorm.samples
+
+
 def _refuse_other_classes(splits: Mapping[str, Split]) -> None:
-    for first, second in itertools.pairwise(splits.values()):
-        if first.class_names and second.class_names and first.class_names != second.class_names:
+    named = [split for split in splits.values() if split.class_names]
+    for first, second in itertools.pairwise(named):
+        if first.class_names != second.class_names:
             differing = sorted(set(first.class_names) ^ set(second.class_names))
             raise SoupError(
                 f"data.{second.name}: has other classes than data.{first.name} ('{differing[0]}' is only in one of them), "

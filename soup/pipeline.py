@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from calib import CalibError
 from calib.batchnorm import Recalibration, batchnorm_layers, statistics
 from calib.samples import choose
 from soup import SoupError
@@ -25,8 +25,8 @@ from soup.judge import hop, paired
 from soup.larder import Larder, Progress, find_overlaps, gather, load_data
 from soup.models import select_device
 from soup.report import to_html
-from soup.score import Calibration, Kitchen, Policy
-from soup.search import Found, Rule, Trial, search
+from soup.score import Calibration, Kitchen, Policy, value_of
+from soup.search import Found, Rule, Trial, evaluations_needed, search
 from soup.statistics import Interval
 from soup.tasks import metric_named
 
@@ -54,9 +54,8 @@ def build(config: Config, out: Path, *, progress: Progress, allow_inconclusive: 
     splits = load_data(config, ("train", "val", "test"), cache=cache_folder(config, out), progress=progress)
     overlaps = find_overlaps(splits, max_overlap=config.data.max_overlap)
     kitchen = open_kitchen(config, larder, splits, progress=progress)
-    rule = Rule(kitchen.metric.higher_is_better, config.search.min_gain)
-    found = search(tuple(larder.ingredients), kitchen.score, methods=config.search.methods, rule=rule)
-    settled = settle(kitchen, found.winner, rule=rule)
+    found = search(tuple(larder.ingredients), kitchen.score, methods=config.search.methods, rule=kitchen.rule)
+    settled = settle(kitchen, found.winner)
     judged = judge(config, kitchen, splits, found, settled)
     trials = trial_records(kitchen, found)
     record = build_record(
@@ -79,18 +78,22 @@ def open_kitchen(config: Config, larder: Larder, splits: Mapping[str, Split], *,
     if "train" in splits and batchnorm:
         judging = {one for name, split in splits.items() if name != "train" for one in split.hashes}
         train = splits["train"]
-        order = choose(train.hashes, config.batchnorm.samples, exclude=judging, labels=train.targets.get("label"))
-        if not len(order):
-            raise SoupError("data.train: every image is in val or test too: none left to recalibrate on. Split them anew.")
+        try:
+            order = choose(train.hashes, config.batchnorm.samples, exclude=judging, labels=train.targets.get("label"))
+        except CalibError as error:
+            raise SoupError(f"data.train: nothing to recalibrate BatchNorm on: {error}") from error
         calibration = Calibration(train, order, config.batchnorm.batch)
+    metric, count = metric_named(config.task, config.metric), len(larder.ingredients)
+    rule = Rule(metric.higher_is_better, config.search.min_gain)
     return Kitchen(
         model=larder.model, device=select_device(config.device), ingredients=larder.ingredients,
         dtype=config.checkpoints.dtype, policy=config.search.bn_policy, batchnorm=batchnorm, calibration=calibration,
-        val=splits["val"], metric=metric_named(config.task, config.metric), batch=EVALUATION_BATCH, progress=progress,
+        val=splits["val"], metric=metric, rule=rule, batch=EVALUATION_BATCH,
+        planned=evaluations_needed(count, config.search.methods), progress=progress,
     )  # fmt: skip
 
 
-def settle(kitchen: Kitchen, trial: Trial, *, rule: Rule) -> Settled:
+def settle(kitchen: Kitchen, trial: Trial) -> Settled:
     """Load the winner anew under each BN policy; the better on val ships, at a tie the one that the search used."""
     evaluated: dict[Policy, Evaluation] = {}
     states: dict[Policy, StateDict] = {}
@@ -98,8 +101,11 @@ def settle(kitchen: Kitchen, trial: Trial, *, rule: Rule) -> Settled:
     for policy in _policies(kitchen, trial):
         recalibrations[policy] = kitchen.prepare(trial.weights, policy)
         states[policy] = kitchen.state()
-        evaluated[policy] = kitchen.evaluate(kitchen.val, keep_outputs=True)
-    best = min(evaluated, key=lambda policy: rule.rank(_rankable(evaluated[policy])))
+        searched = policy == kitchen.policy_for(trial.weights)
+        evaluated[policy] = (
+            kitchen.with_outputs(trial.weights) if searched else kitchen.evaluate(kitchen.val, keep_outputs=True)
+        )
+    best = min(evaluated, key=lambda policy: kitchen.rule.rank(value_of(evaluated[policy])))
     return Settled(trial, best, states[best], recalibrations[best], evaluated)
 
 
@@ -109,7 +115,7 @@ def judge(config: Config, kitchen: Kitchen, splits: Mapping[str, Split], found: 
     kitchen.load(settled.state)
     winner = settled.evaluation if split.name == "val" else kitchen.evaluate(split)
     kitchen.prepare(found.singles[0].weights, "own")
-    single_on_val = kitchen.evaluate(kitchen.val, keep_outputs=True)
+    single_on_val = kitchen.with_outputs(found.singles[0].weights)
     single = single_on_val if split.name == "val" else kitchen.evaluate(split)
     interval = paired(metric, winner.per_sample, single.per_sample, groups=split.groups)
     checks = _gain_checks(config, kitchen, settled.trial, interval, split)
@@ -171,7 +177,3 @@ def _write(
         (stage / "report.md").write_text(markdown, encoding="utf-8")
         (stage / "report.html").write_text(to_html(markdown, title="soup build"), encoding="utf-8")
         write_build(stage, record, evaluations(found, settled, judged))
-
-
-def _rankable(evaluation: Evaluation) -> float:
-    return math.nan if evaluation.value is None else evaluation.value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from soup.checkpoint import Checkpoint, StateDict
 from soup.data import Split
 from soup.evaluate import Evaluation, evaluate
 from soup.models import load, to_device, torch_predict
-from soup.search import Weights
+from soup.search import Rule, Weights
 from soup.tasks import Metric
 
 Policy = Literal["own", "averaged", "recalibrated"]
@@ -35,7 +36,9 @@ class Calibration:
 class Kitchen:
     """One network that takes the weights of each candidate in turn; candidates tried twice are evaluated once.
 
-    `images` counts forward passes, in images, by what they were for.
+    Outputs are kept of the best single and of the best soup so far, which the report compares; of others only their
+    per-sample statistics. `planned` is how many evaluations the search expects; `images` counts forward passes, in
+    images, by what they were for.
     """
 
     model: nn.Module
@@ -47,7 +50,9 @@ class Kitchen:
     calibration: Calibration | None
     val: Split
     metric: Metric
+    rule: Rule
     batch: int
+    planned: int
     progress: Callable[[str, int, int], None]
     images: dict[str, int] = field(default_factory=lambda: {"evaluation": 0, "recalibration": 0})
     stored: dict[str, torch.dtype] = field(default_factory=dict)
@@ -58,8 +63,14 @@ class Kitchen:
         key = tuple(sorted(weights.items()))
         if key not in self.known:
             self.prepare(weights, self.policy_for(weights))
-            self.known[key] = self.evaluate(self.val, must_beat=must_beat)
+            self.known[key] = self.evaluate(self.val, must_beat=must_beat, keep_outputs=True)
+            self._forget_outputs(single=len(weights) == 1)
         return self.known[key]
+
+    def with_outputs(self, weights: Weights) -> Evaluation:
+        """The same evaluation with its outputs: as kept, or made again from the weights now loaded."""
+        known = self.score(weights, None)
+        return known if known.outputs is not None else self.evaluate(self.val, keep_outputs=True)
 
     def policy_for(self, weights: Weights) -> Policy:
         """A single keeps its own statistics: it is what would ship without a soup."""
@@ -77,7 +88,9 @@ class Kitchen:
         self.images["recalibration"] += len(calibration.order)
         self.model.to(self.device)
         done = recalibrate(
-            self.model, (to_device(next(iter(inputs.values())), self.device) for _, inputs, _ in batches), device=self.device
+            self.model,
+            (to_device(next(iter(inputs.values())), self.device) for _, inputs, _ in batches),
+            device=self.device,
         )
         for name in statistics(self.model, done.layers):
             del self.stored[name]
@@ -92,7 +105,7 @@ class Kitchen:
         evaluation = evaluate(
             torch_predict(self.model, device=self.device), split, self.metric,
             batch=self.batch, must_beat=must_beat, keep_outputs=keep_outputs,
-            progress=lambda done, total: self.progress(split.name, done, total),
+            progress=lambda done, total: self._tell(split, done, total),
         )  # fmt: skip
         self.images["evaluation"] += int(evaluation.seen.sum())
         return evaluation
@@ -107,3 +120,22 @@ class Kitchen:
             name: tensor.detach().to("cpu", self.stored.get(name, tensor.dtype), copy=True)
             for name, tensor in self.model.state_dict().items()
         }
+
+    def _forget_outputs(self, *, single: bool) -> None:
+        """Keep them of the best in its class only: outputs of every candidate would not fit in memory."""
+        peers = {key: one for key, one in self.known.items() if one.outputs is not None and (len(key) == 1) == single}
+        best = min(peers, key=lambda key: self.rule.rank(value_of(peers[key])))
+        for key in peers.keys() - {best}:
+            self.known[key] = replace(peers[key], outputs=None)
+
+    def _tell(self, split: Split, done: int, total: int) -> None:
+        """The search as one bar, so that its remaining time is the remaining time; other evaluations by their split."""
+        if split is self.val and len(self.known) < self.planned:
+            self.progress("scoring candidates", len(self.known) * total + done, self.planned * total)
+        else:
+            self.progress(f"judging on {split.name}", done, total)
+
+
+def value_of(evaluation: Evaluation) -> float:
+    """The score, NaN where there is none."""
+    return math.nan if evaluation.value is None else evaluation.value

@@ -77,6 +77,15 @@ def search(ingredients: Sequence[str], score: Score, *, methods: Sequence[str], 
     return Found(singles, tuple(trials), tuple(answers), winner)
 
 
+def evaluations_needed(count: int, methods: Sequence[str]) -> int:
+    """How many different candidates a search of `count` ingredients scores: each alone, and each method's own."""
+    if count == 1:
+        return 1
+    sets = {"uniform": 1, "greedy": count - 1}
+    both = count == 2 and len(methods) == 2  # the only pair is both methods' candidate
+    return count + sum(sets[name] for name in dict.fromkeys(methods)) - both
+
+
 def score_singles(ingredients: Sequence[str], score: Score, *, rule: Rule) -> tuple[Trial, ...]:
     """Every ingredient alone, with its own statistics, best first; ties by SHA-256, NaN last."""
     trials = [Trial(SINGLE, {sha: 1.0}, score({sha: 1.0}, None), True, SINGLE, sha) for sha in sorted(ingredients)]

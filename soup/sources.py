@@ -8,14 +8,15 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from calib.samples import choose
 from soup import SoupError
 from soup.callables import call
-from soup.files import sha256_file
+from soup.files import sha256_bytes, sha256_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 _SHOWN = 10
@@ -64,6 +65,19 @@ def open_source(name: str, source: str | Callable[[], object], *, folder: Path, 
     if path.suffix == ".npz":
         return _from_npz(path, max_bytes=max_bytes)
     raise SoupError(f"{path}: '{path.suffix}' is no known kind of data. Give an image folder, a .csv or an .npz.")
+
+
+def drawn(source: Source, count: int) -> Source:
+    """`count` of its samples, classes in proportion, the same ones each time; all where it has no more, or cannot tell.
+
+    In the order of the source. A function's samples are read one after the other, so it gives them all.
+    """
+    if not isinstance(source.samples, Sequence) or len(source.samples) <= count:
+        return source
+    names = [sha256_bytes(sample.id.encode()) for sample in source.samples]
+    rows = sorted(choose(names, count, labels=[sample.label for sample in source.samples]).tolist())
+    samples = [source.samples[row] for row in rows]
+    return replace(source, samples=samples, count=count, identity=["drawn", count, source.identity])
 
 
 def several(items: Sequence[str]) -> str:

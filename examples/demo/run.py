@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ OUT = Path("demo-out")
 def main() -> None:
     """Everything lands in demo-out/; ends with the first command's exit code that is not 0."""
     started = time.monotonic()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as soup sets it: waiting threads that spin slow a busy machine
     OUT.mkdir(exist_ok=True)
     shutil.copy(HERE / "models.py", OUT / "models.py")
     log = run(sys.executable, str(HERE / "train.py"), "--out", str(OUT))

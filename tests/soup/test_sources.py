@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from soup import SoupError
-from soup.sources import open_source, several
+from soup.sources import drawn, open_source, several
 
 
 def image_file(path: Path) -> None:
@@ -185,3 +185,15 @@ def test_a_folder_without_images_is_told(tmp_path):
 def test_long_lists_are_cut_and_counted():
     assert several(["a", "b"]) == "a; b"
     assert several([str(i) for i in range(12)]).endswith("9; and 2 more")
+
+
+def test_a_draw_keeps_the_classes_in_proportion_and_is_the_same_each_time(tmp_path: Path) -> None:
+    labels = np.array([0] * 60 + [1] * 30 + [2] * 10)
+    np.savez(tmp_path / "train.npz", images=np.zeros((100, 4, 4, 1), np.uint8), labels=labels)
+    source = open_source("train", "train.npz", folder=tmp_path, max_bytes=1e9)
+    first, again = drawn(source, 20), drawn(source, 20)
+    assert [sample.id for sample in first.samples] == [sample.id for sample in again.samples]
+    assert np.bincount([sample.label for sample in first.samples]).tolist() == [12, 6, 2]
+    assert first.count == 20
+    assert first.identity != source.identity
+    assert drawn(source, 100) is source
