@@ -34,7 +34,7 @@ RAM = Path("/dev/shm")  # where writing costs a copy, and fsync nothing
 
 def run(*, quick: bool = False) -> dict[str, object]:
     """{"setting": facts, "rows": one per contender}: medians, and ratios to the sequential read of the same run."""
-    count, rounds = (4, 1) if quick else (24, 5)
+    count, rounds = (4, 1) if quick else (24, 3)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size_bytes = make_checkpoints(folder, count=count, architecture="mobilenet_v3_small" if quick else "resnet50")

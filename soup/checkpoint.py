@@ -21,6 +21,9 @@ from soup.tensors import StateDict, TensorSpec, read_from, read_tensor, save_sta
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
+_OURS = {  # tensors that a build or an export wrote, and what lies beside them
+    "soup.safetensors": "recipe.json", "evaluations.safetensors": "recipe.json", "golden.safetensors": "manifest.json",
+}  # fmt: skip
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 
 
@@ -151,8 +154,8 @@ def _not_wanted(target: Path, exclude: Path | None, *, named: bool) -> str | Non
     """Why a match is no ingredient; a path `named` without wildcards is refused later rather than passed over."""
     if exclude is not None and target.is_relative_to(exclude.resolve()):
         return "part of the output folder"
-    if target.name == "soup.safetensors" and (target.parent / "recipe.json").exists():
-        return "the soup of an earlier build"
+    if target.name in _OURS and (target.parent / _OURS[target.name]).exists():
+        return "part of an earlier build"
     if not target.exists():
         return "a link to what does not exist"
     if target.is_dir() and not named and not any((target / name).exists() for name in (*_INDEXES, *_WHOLE)):
@@ -178,8 +181,8 @@ def _shards(folder: Path) -> list[Contents]:
 
 def _indexed(folder: Path, index: Path) -> list[Contents]:
     try:
-        listed = json.loads(index.read_bytes())["weight_map"]
-        shards = sorted(set(listed.values()))
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        shards = sorted(set(weight_map.values()))
         plain = all(Path(shard).name == shard for shard in shards)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SoupError(f"{index}: is no index of shards ({error}). Copy it again.") from error
@@ -187,7 +190,7 @@ def _indexed(folder: Path, index: Path) -> list[Contents]:
         raise SoupError(f"{index}: lists no shards in its own folder. Copy it again.")
     contents = [read_contents(folder / shard) for shard in shards]
     held = {name: content.stamp.path.name for content in contents for name in _as_entries(content)}
-    wrong = sorted(name for name in held.keys() | listed.keys() if held.get(name) != listed.get(name))
+    wrong = sorted(name for name in held.keys() | weight_map.keys() if held.get(name) != weight_map.get(name))
     if wrong:
         raise SoupError(
             f"{index}: {len(wrong)} tensors are not where it lists them, '{wrong[0]}' the first. Copy the folder again."
@@ -196,7 +199,8 @@ def _indexed(folder: Path, index: Path) -> list[Contents]:
 
 
 def _as_entries(content: Contents) -> dict[str, object]:
-    return content.value if isinstance(content.value, dict) else {}
+    items = content.value.items() if isinstance(content.value, dict) else ()
+    return {name: item for name, item in items if isinstance(name, str)}
 
 
 def _merged(contents: Sequence[Contents]) -> dict[str, object]:

@@ -211,7 +211,7 @@ def _without_prefixes(names: Sequence[str]) -> dict[str, str]:
 
 
 def _shared_prefix(names: Sequence[str]) -> str | None:
-    shared = (prefix for prefix in _PREFIXES if all(name.startswith(prefix) and name != prefix for name in names))
+    shared = (prefix for prefix in _PREFIXES if all(name.startswith(prefix) for name in names))
     return next(shared, None) if names else None
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import struct
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 
 from soup import SoupError
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Backend = Literal["pil", "cv2"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
@@ -92,8 +96,8 @@ def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, *, out: np.n
 def _rgb(image: object, backend: Backend) -> np.ndarray:
     if isinstance(image, Path):
         return _read_cv2(image) if backend == "cv2" else _read_pil(image)
-    if hasattr(image, "convert"):  # a PIL image, whatever the backend
-        return np.asarray(image.convert("RGB"))
+    if hasattr(image, "convert"):  # a PIL image, whatever the backend; its pixels may still have to be read
+        return _read_pil(cast("PIL.Image.Image", image))
     pixels = np.asarray(image)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -105,11 +109,11 @@ def _rgb(image: object, backend: Backend) -> np.ndarray:
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[..., :3]
 
 
-def _read_pil(path: Path) -> np.ndarray:
+def _read_pil(source: Path | PIL.Image.Image) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(source) if isinstance(source, Path) else nullcontext(source) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise SoupError(_reason(error)) from error

@@ -76,7 +76,7 @@ def _run(machine: _Machine, data: bytes) -> None:
 def _call(machine: _Machine, function: object, args: object) -> None:
     if not isinstance(function, Inert) or not isinstance(args, tuple):
         raise ValueError("what it calls is no function")
-    result = rebuild(function.name, args) if function.args is None else Inert(function.name, args)
+    result = rebuild(function.name, args)
     if isinstance(result, Inert):
         machine.inert.add(result.name)
     machine.stack.append(result)

@@ -79,8 +79,11 @@ def test_a_number_is_rounded_to_the_nearest_one_of_the_dtype(value: float, kind:
 @pytest.mark.parametrize(("kind", "step"), [(torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-10)])
 def test_half_types_are_not_rounded_twice(kind: torch.dtype, step: float) -> None:
     """Just above the middle: float32 on the way would fall on the middle, and then to even."""
-    values = np.array([1 + step / 2 + 2.0**-40, 1 + step / 2, -1 - step / 2 - 2.0**-40, 1 + 1.5 * step - 2.0**-40])
-    assert rounded_once(values, kind).tolist() == [1 + step, 1.0, -1 - step, 1 + step]
+    middle = 1 + step / 2
+    values = np.array(
+        [middle + 2.0**-40, middle, -middle - 2.0**-40, middle + step - 2.0**-40, middle + 1.5 * 2.0**-24]
+    )
+    assert rounded_once(values, kind).tolist() == [1 + step, 1.0, -1 - step, 1 + step, 1 + step]
 
 
 def test_distance_is_in_units_of_the_spread() -> None:

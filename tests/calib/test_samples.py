@@ -98,6 +98,11 @@ def test_classes_are_chosen_in_proportion(labels: list[int], count: int) -> None
         assert abs(taken[label] - size * count / 60) < 3
 
 
+def test_a_class_of_twice_the_size_gets_twice_the_samples() -> None:
+    labels = ["large"] * 40 + ["small"] * 20
+    assert Counter(labels[index] for index in choose(HASHES, 30, labels=labels)) == {"large": 20, "small": 10}
+
+
 def test_every_batch_of_balanced_classes_is_balanced() -> None:
     labels = [index // 15 for index in range(60)]
     chosen = choose(HASHES, 60, labels=labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import types
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -26,7 +24,6 @@ from soup.checkpoint import (
     state_sha256,
     with_names,
 )
-from soup.files import canonical_json, sha256_bytes
 
 
 class Small(nn.Sequential):
@@ -224,70 +221,6 @@ def test_recorded_metrics_are_read_from_tensors_and_never_nan(tmp_path: Path) ->
     }
     torch.save(tree, tmp_path / "a.pt")
     assert read_checkpoint(tmp_path / "a.pt").recorded == {"best_acc1": 71.5, "loss": 0.25}
-
-
-def huggingface(folder: Path, *, shards: int = 2) -> StateDict:
-    state, weight_map = Small().state_dict(), {}
-    names = list(state)
-    folder.mkdir()
-    for number in range(shards):
-        shard = f"model-{number + 1:05}-of-{shards:05}.safetensors"
-        held = {name: state[name] for name in names[number::shards]}
-        save_file(held, folder / shard)
-        weight_map |= dict.fromkeys(held, shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return state
-
-
-def test_a_sharded_hugging_face_folder_is_one_checkpoint(tmp_path: Path) -> None:
-    """Correctness 11."""
-    state = huggingface(tmp_path / "model")
-    checkpoint = read_checkpoint(tmp_path / "model")
-    assert state_sha256(load_state(checkpoint)) == state_sha256(state)
-    hashes = {stamp.path.name: stamp.sha256 for stamp in checkpoint.files}
-    assert len(hashes) == 2
-    assert checkpoint.sha256 == sha256_bytes(canonical_json(hashes))
-    with pytest.raises(SoupError, match="is one shard of several"):
-        read_checkpoint(checkpoint.files[0].path)
-    save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "model" / "model.safetensors.index.json").unlink()
-    (tmp_path / "model.safetensors").rename(tmp_path / "model" / "model.safetensors")
-    whole = read_checkpoint(tmp_path / "model")
-    assert whole.sha256 == read_checkpoint(tmp_path / "model" / "model.safetensors").sha256
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (
-            {"0.weight": "model-00002-of-00002.safetensors"},
-            "1 tensors are not where it lists them, '0.weight' the first",
-        ),
-        ({"more": "model-00002-of-00002.safetensors"}, "'more' the first"),
-        ({"0.weight": "../outside.safetensors"}, "lists no shards in its own folder"),
-        ({"0.weight": 5}, "is no index of shards"),
-        ({"0.weight": "model-00003-of-00002.safetensors"}, "cannot be read: No such file"),
-    ],
-)
-def test_an_index_that_its_shards_do_not_bear_out_is_refused(
-    damage: dict[str, object], reason: str, tmp_path: Path
-) -> None:
-    huggingface(tmp_path / "model")
-    index = tmp_path / "model" / "model.safetensors.index.json"
-    listed = json.loads(index.read_text())
-    listed["weight_map"] |= damage
-    index.write_text(json.dumps(listed))
-    with pytest.raises(SoupError, match=reason):
-        read_checkpoint(tmp_path / "model")
-
-
-def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
-    """Correctness 11."""
-    with pytest.raises(SoupError, match=r"is a folder without model\.safetensors"):
-        read_checkpoint(tmp_path)
-    (tmp_path / ".metadata").touch()
-    with pytest.raises(SoupError, match="dcp_to_torch_save"):
-        read_checkpoint(tmp_path)
 
 
 def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:

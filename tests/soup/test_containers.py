@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,8 +193,9 @@ def test_recorded_numbers_are_epoch_and_metrics() -> None:
     monitor = {"monitor": "val_map", "current_score": spec(7, ()), "best_model_path": "x"}
     tree = {
         "epoch": 3, "best_acc1": 0.5, "metric": spec(8, ()), "lr": 0.1, "args": Inert("argparse.Namespace", ()),
-        "best": True, "fitness": None, "step": 10**400, "metrics": {"mAP50-95": 0.4}, "meta": {"iter": 12},
-        "callbacks": {"ModelCheckpoint": monitor}, "state_dict": RAW,
+        "best": True, "loss": replace(spec(9, ()), dtype=torch.complex64), "fitness": None, "step": 10**400,
+        "metrics": {"mAP50-95": 0.4}, "meta": {"iter": 12}, "state_dict": RAW,
+        "callbacks": {"ModelCheckpoint": monitor},
     }  # fmt: skip
     assert recorded_numbers(tree) == {
         "epoch": 3.0, "best_acc1": 0.5, "metric": spec(8, ()), "mAP50-95": 0.4, "iter": 12.0, "val_map": spec(7, ()),

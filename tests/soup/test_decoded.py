@@ -103,6 +103,7 @@ def flip_a_byte(path: Path) -> None:
         ("json", Path.unlink),
         ("json", lambda path: path.write_bytes(b"{")),
         ("json", lambda path: path.write_bytes(b"[]")),
+        ("json", lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": []}))),
         ("json", lambda path: path.write_text(path.read_text().replace("uint8", "object"))),
         ("json", lambda path: path.write_text(path.read_text().replace('"skipped": {}', '"skipped": {"7": ""}'))),
     ],
@@ -132,6 +133,16 @@ def test_unreadable_images_are_left_out_with_their_reasons_until_they_can_be_rea
     path.write_bytes(good)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a disk that was away for a while
     assert run(images).skipped == ()
+
+
+@pytest.mark.parametrize("place", ["0", "7"])
+def test_an_index_that_misplaces_an_unreadable_image_is_not_believed(images, place):
+    """Else every label behind it would move by one."""
+    (images / "val/class0/2.png").write_bytes(b"x")
+    first = run(images)
+    (path,) = (images / "cache").glob("*.json")
+    path.write_text(path.read_text().replace('"1":', f'"{place}":'))
+    assert run(images).samples == first.samples
 
 
 def test_no_readable_image_is_an_error(images):

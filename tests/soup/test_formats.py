@@ -11,6 +11,7 @@ import random
 import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,21 @@ def test_members_that_share_bytes_or_leave_the_file_are_refused(saved: Path, tmp
         assert "does not have the size" in refusal(tmp_path / "a.pt")
 
 
+def test_a_member_whose_own_header_bears_another_name_is_refused(saved: Path) -> None:
+    saved.write_bytes(saved.read_bytes().replace(b"saved/data/0", b"saved/data/9", 1))
+    assert "'saved/data/0' is not where the directory says" in refusal(saved)
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_refused(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crc32(data: bytes, start: int = 0) -> int:
+        os.utime(saved, ns=(0, 1))
+        return zlib_crc32(data, start)
+
+    zlib_crc32 = zlib.crc32
+    monkeypatch.setattr("soup.formats.zlib.crc32", crc32)
+    assert "changed while it was read" in refusal(saved)
+
+
 def test_a_file_without_checksums_is_refused_with_what_to_do(tmp_path: Path) -> None:
     torch.serialization.set_crc32_options(False)
     try:
@@ -209,8 +225,11 @@ def test_no_mutant_of_a_safetensors_file_passes_its_known_hash_or_raises_another
     assert silent, "the hash had nothing to catch"
 
 
+EMPTY = b'"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+TWICE = b"{" + EMPTY + b"," + EMPTY + b"}"
 HEADERS = {
     "overlap": {"a": ["F32", [1], [0, 4]], "b": ["F32", [1], [0, 4]]},
+    "overlap and gap": {"a": ["F32", [1], [0, 4]], "b": ["F32", [1], [0, 4]], "c": ["F32", [1], [8, 12]]},
     "gap": {"a": ["F32", [1], [0, 4]], "b": ["F32", [1], [8, 12]]},
     "size": {"a": ["F32", [3], [0, 8]]},
     "negative": {"a": ["F32", [-2], [0, 8]]},
@@ -235,7 +254,7 @@ def test_a_safetensors_header_that_its_bytes_do_not_fit_is_refused(name: str, tm
 
 
 @pytest.mark.parametrize(
-    "header", [b"{}" + b"[" * 100_000, b"[" * 100_000, b"[1]", b"null", b'{"a": 1}', b"\xff", b'{"a":1,"a":1}']
+    "header", [b"{}" + b"[" * 100_000, b"[" * 100_000, b"[1]", b"null", b'{"a": 1}', b"\xff", TWICE]
 )
 def test_a_safetensors_header_that_is_none_is_refused(header: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)

@@ -283,6 +283,7 @@ def test_the_same_zeros_everywhere_are_fine(saved: Save) -> None:
     for seed in range(2):
         state = finetuned(seed)
         state["0.weight"][:4] = 0  # dead filters that fine-tuning leaves dead
+        state["0.weight"][4, 0, 0, seed] = 0  # and one that happens to be zero here only
         ingredients.append(saved(f"{seed}.pt", state))
     assert len(preflight(ingredients, model_spec=None, on_bad="fail").ingredients) == 2
 

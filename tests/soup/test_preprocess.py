@@ -203,6 +203,13 @@ def test_a_truncated_jpeg_is_refused_and_not_filled_with_grey(tmp_path, backend)
         fit(path, replace(AS_IT_IS, backend=backend))
 
 
+def test_a_pil_image_that_breaks_while_it_is_read_is_refused(tmp_path):
+    path = saved(tmp_path, picture(64, 64), ".jpg")
+    path.write_bytes(path.read_bytes()[:-500])
+    with Image.open(path) as image, pytest.raises(SoupError, match="truncated"):
+        fit(image, AS_IT_IS)
+
+
 @pytest.mark.parametrize("backend", ["pil", "cv2"])
 def test_a_missing_file_is_refused(tmp_path, backend):
     with pytest.raises(SoupError, match="No such file"):

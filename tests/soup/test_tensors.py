@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from soup import SoupError
+from soup.checkpoint import read_checkpoint
 from soup.formats import read_contents
 from soup.tensors import DTYPES, StateDict, TensorSpec, read_tensor, save_state, state_entry, state_sha256
 
@@ -146,3 +147,35 @@ def test_a_file_that_became_shorter_is_an_error_rather_than_zeros(tmp_path: Path
     os.truncate(tmp_path / "a.pt", 2000)
     with pytest.raises(SoupError, match=r"ends \d+ bytes before its last tensor"):
         read_tensor(spec)
+
+
+class Labelled(torch.Tensor):
+    """A tensor subclass, which may give its stored numbers any meaning."""
+
+
+def test_parameters_and_tensors_with_attributes_are_plain_tensors(tmp_path: Path) -> None:
+    parameter, tensor = torch.nn.Parameter(torch.ones(2)), torch.zeros(3)
+    parameter.note, tensor.note = "a", "b"  # type: ignore[attr-defined]
+    torch.save({"plain": torch.nn.Parameter(torch.ones(1)), "noted": parameter, "tensor": tensor}, tmp_path / "a.pt")
+    read = {name: read_tensor(spec) for name, spec in specs(tmp_path / "a.pt").items()}
+    assert same(read["noted"], parameter.detach())
+    assert same(read["tensor"], torch.zeros(3))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")  # deprecated, and still in users' files
+@pytest.mark.parametrize(
+    "what", ["a quantised tensor", "a sparse tensor", "a meta tensor", "a tensor of the class", "conj"]
+)
+def test_a_tensor_that_is_not_simply_its_stored_numbers_is_refused_by_name(what: str, tmp_path: Path) -> None:
+    """Correctness 9."""
+    if what == "a quantised tensor":
+        tensor = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    elif what == "a sparse tensor":
+        tensor = torch.eye(3).to_sparse()
+    elif what == "a meta tensor":
+        tensor = torch.zeros(2, device="meta")
+    else:
+        tensor = torch.ones(2).as_subclass(Labelled) if "class" in what else torch.ones(2, dtype=torch.complex64).conj()
+    torch.save({"fine": torch.ones(1), "head": tensor}, tmp_path / "a.pt")
+    with pytest.raises(SoupError, match=f"tensor 'head' is .*{what}"):
+        read_checkpoint(tmp_path / "a.pt")
