@@ -21,17 +21,13 @@ import torch
 from soup import SoupError
 from soup.checkpoint import Checkpoint, check_unchanged
 from soup.files import Entry, write_safetensors
+from soup.rounding import REALS, reals, rounded
 from soup.tensors import StateDict, TensorSpec, read_tensor, state_entry
 
 DtypePolicy = Literal["same", "float32", "float16", "bfloat16"]
 
 BLOCK_BYTES = 1 << 20  # of one ingredient
 THREADS = 2
-# What a sum reads each dtype as; a complex number is two reals, since the weights are real. numpy has no bfloat16.
-_REALS: Mapping[torch.dtype, type[np.floating]] = {
-    torch.float16: np.float16, torch.bfloat16: np.float32, torch.float32: np.float32, torch.float64: np.float64,
-    torch.complex32: np.float16, torch.complex64: np.float32, torch.complex128: np.float64,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +38,21 @@ class _Tensor:
     parts: tuple[TensorSpec, ...]
     shape: tuple[int, ...]
     dtype: torch.dtype
-    flat: bool  # the parts follow each other in their files, and are seen as one axis
-    rows_per_block: int  # along the first axis of the parts
+    flat: bool  # in each file one range of bytes, whose rows are the single elements; else rows of the first axis
+    rows: int
+    row_bytes: int  # of the widest part
+    rows_per_block: int
 
     @property
     def starts(self) -> range:
-        return range(0, self.parts[0].shape[0], self.rows_per_block)
+        return range(0, self.rows, self.rows_per_block)
 
-    def buffer(self) -> np.ndarray:
-        """Room for one block of any part, uint8; not needed where parts are read through torch."""
-        rows = min(self.rows_per_block, self.parts[0].shape[0]) if self.flat else 0
-        return np.empty(rows * max(part.dtype.itemsize for part in self.parts), np.uint8)
+    @property
+    def block_bytes(self) -> int:
+        return min(self.rows, self.rows_per_block) * self.row_bytes
+
+
+Batch = list[tuple[_Tensor, int]]  # blocks of tensors, each named by its first row
 
 
 def cook(
@@ -68,14 +68,13 @@ def cook(
     Raises SoupError when names, shapes or integer tensors differ, for float8, and when a file changed after its check.
     """
     state: StateDict = {}
-    tied: dict[tuple[object, ...], torch.Tensor] = {}
+    tied: dict[tuple[TensorSpec, ...], torch.Tensor] = {}
     fresh: list[_Tensor] = []
     for tensor in _plan(weights, ingredients, dtype=dtype):
-        key = (tensor.parts, tensor.shape)
-        if key not in tied:
-            tied[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
+        if tensor.parts not in tied:
+            tied[tensor.parts] = torch.empty(tensor.shape, dtype=tensor.dtype)
             fresh.append(tensor)
-        state[tensor.name] = tied[key]
+        state[tensor.name] = tied[tensor.parts]
     with contextlib.closing(_blocks(fresh, weights, ingredients)) as blocks:
         for tensor in fresh:
             target = state[tensor.name].reshape(-1).view(torch.uint8).numpy()
@@ -126,24 +125,25 @@ def _plan(weights: Mapping[str, float], ingredients: Mapping[str, Checkpoint], *
 def _planned(name: str, parts: tuple[TensorSpec, ...], *, dtype: DtypePolicy) -> _Tensor:
     first, shape = parts[0], parts[0].shape
     for part in parts:
-        if part.shape != shape or (part.dtype != first.dtype and not {part.dtype, first.dtype} <= _REALS.keys()):
+        if part.shape != shape or (part.dtype != first.dtype and not {part.dtype, first.dtype} <= REALS.keys()):
             raise SoupError(
                 f"{part.file}: tensor {name!r} is {part.dtype} {part.shape}, "
                 f"expected {first.dtype} {shape} as in {first.file}."
             )
-        if part.dtype.is_floating_point and part.dtype not in _REALS:
+        if part.dtype.is_floating_point and part.dtype not in REALS:
             raise SoupError(f"{part.file}: tensor {name!r} is {part.dtype}, which is too coarse to average.")
     result = functools.reduce(torch.promote_types, (part.dtype for part in parts))
     if result.is_floating_point and dtype != "same":
         result = getattr(torch, dtype)
-    rows = math.prod(shape)
-    flat = all(part.contiguous for part in parts)
-    if flat:
-        parts = tuple(dataclasses.replace(part, shape=(rows,), stride=(1,)) for part in parts)
-    if all(part.stride[0] == max(part.stride) for part in parts):
-        row_bytes = max(part.dtype.itemsize for part in parts) * math.prod(parts[0].shape[1:])
-        rows = BLOCK_BYTES // max(1, row_bytes)
-    return _Tensor(name, parts, shape, result, flat, max(1, rows))
+    strides = {part.stride: part for part in parts}
+    flat = all(part.contiguous for part in strides.values())
+    rows, width = (math.prod(shape), 1) if flat else (shape[0], math.prod(shape[1:]))
+    row_bytes = width * max(part.dtype.itemsize for part in parts)
+    # Where the first axis is not the slowest one, a few rows lie all over the file, and the tensor is read as a whole.
+    in_blocks = flat or all(stride[0] == max(stride) for stride in strides)
+    return _Tensor(
+        name, parts, shape, result, flat, rows, row_bytes, max(1, BLOCK_BYTES // row_bytes if in_blocks else rows)
+    )
 
 
 def _entry(tensor: _Tensor, blocks: Iterator[np.ndarray]) -> Entry:
@@ -166,31 +166,46 @@ def _blocks(
                 check_unchanged(item)
 
         check()
-        jobs = ((tensor, start) for tensor in plan for start in tensor.starts)
-        yield from _in_order(lambda job: _cook_block(*job, ordered, opened), jobs, before_last=check)
+        work = functools.partial(_cook_batch, weights=ordered, opened=opened)
+        yield from _in_order(work, _batches(plan), before_last=check)
+
+
+def _batches(plan: Sequence[_Tensor]) -> Iterator[Batch]:
+    """One block each, or as many of the small tensors as make one: handing over a job costs more than a bias does."""
+    batch: Batch = []
+    size_bytes = 0
+    for tensor, start in ((one, start) for one in plan for start in one.starts):
+        batch.append((tensor, start))
+        size_bytes += tensor.block_bytes
+        if size_bytes >= BLOCK_BYTES:
+            yield batch
+            batch, size_bytes = [], 0
+    if batch:
+        yield batch
 
 
 def _in_order(
-    work: Callable[[tuple[_Tensor, int]], np.ndarray],
-    jobs: Iterable[tuple[_Tensor, int]],
-    *,
-    before_last: Callable[[], None],
+    work: Callable[[Batch], list[np.ndarray]], jobs: Iterable[Batch], *, before_last: Callable[[], None]
 ) -> Generator[np.ndarray, None, None]:
     """Results in the order of the jobs, worked out a few ahead: numpy and the kernel release the interpreter lock."""
-    pending: deque[Future[np.ndarray]] = deque()
+    pending: deque[Future[list[np.ndarray]]] = deque()
     with ThreadPoolExecutor(THREADS) as pool:
         for job in jobs:
             pending.append(pool.submit(work, job))
             if len(pending) > 2 * THREADS:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         wait(pending)
         before_last()
         for future in pending:
-            yield future.result()
+            yield from future.result()
+
+
+def _cook_batch(batch: Batch, *, weights: Sequence[float], opened: Mapping[Path, int]) -> list[np.ndarray]:
+    return [_cook_block(tensor, start, weights, opened) for tensor, start in batch]
 
 
 def _cook_block(tensor: _Tensor, start: int, weights: Sequence[float], opened: Mapping[Path, int]) -> np.ndarray:
-    if tensor.dtype not in _REALS:
+    if tensor.dtype not in REALS:
         return _agreed(tensor, start, opened)
     with np.errstate(invalid="ignore"):  # NaN comes out as NaN; it is the pre-flight that refuses it
         mean = _mean(tensor, start, weights, opened)
@@ -201,14 +216,14 @@ def _cook_block(tensor: _Tensor, start: int, weights: Sequence[float], opened: M
                 f"checkpoints: tensor {tensor.name!r} reaches {largest:g}, "
                 f"more than {tensor.dtype} holds. Set checkpoints.dtype to same."
             )
-    return _rounded(mean, tensor.dtype)
+    return rounded(mean, tensor.dtype)
 
 
 def _agreed(tensor: _Tensor, start: int, opened: Mapping[Path, int]) -> np.ndarray:
     """A block that is not averaged: the same bytes in all (an index, a mask), or the largest counter."""
-    first = _read(tensor, start, tensor.parts[0], opened, tensor.buffer())
+    first = _read(tensor, start, tensor.parts[0], opened, np.empty(tensor.block_bytes, np.uint8))
     for part in tensor.parts[1:]:
-        other = _read(tensor, start, part, opened, tensor.buffer())
+        other = _read(tensor, start, part, opened, np.empty(tensor.block_bytes, np.uint8))
         if tensor.name.rpartition(".")[2] == "num_batches_tracked":
             values = torch.from_numpy(first).view(part.dtype)
             torch.maximum(values, torch.from_numpy(other).view(part.dtype), out=values)
@@ -222,11 +237,11 @@ def _agreed(tensor: _Tensor, start: int, opened: Mapping[Path, int]) -> np.ndarr
 
 def _mean(tensor: _Tensor, start: int, weights: Sequence[float], opened: Mapping[Path, int]) -> np.ndarray:
     """Σ w·x / Σ w as float64[n]; where parts are float64 themselves, kept between the least and the largest of them."""
-    buffer = tensor.buffer()
-    wide = any(_REALS[part.dtype] is np.float64 for part in tensor.parts)
+    buffer = np.empty(tensor.block_bytes, np.uint8)
+    wide = any(REALS[part.dtype] is np.float64 for part in tensor.parts)
     total = low = high = np.empty(0)
     for index, (part, weight) in enumerate(zip(tensor.parts, weights, strict=True)):
-        values = _reals(_read(tensor, start, part, opened, buffer), part.dtype)
+        values = reals(_read(tensor, start, part, opened, buffer), part.dtype)
         if index == 0:  # not a sum that starts at zero, which would turn a lone -0.0 into 0.0
             total = np.multiply(values, weight, dtype=np.float64)
             low, high = (values.astype(np.float64), values.astype(np.float64)) if wide else (total, total)
@@ -241,37 +256,19 @@ def _mean(tensor: _Tensor, start: int, weights: Sequence[float], opened: Mapping
     return np.clip(total, low, high, out=total) if wide else total
 
 
-def _reals(data: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """Bytes of a floating or complex dtype as an array that numpy can add."""
-    if dtype == torch.bfloat16:  # the upper half of a float32
-        return np.left_shift(data.view(np.uint16), 16, dtype=np.uint32).view(np.float32)
-    return data.view(_REALS[dtype])
-
-
-def _rounded(mean: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """float64[n] → bytes of `dtype`, rounded to nearest even once (torch rounds to float32 on the way to 16 bits)."""
-    if dtype != torch.bfloat16:
-        return mean.astype(_REALS[dtype]).view(np.uint8)
-    # Rounding to odd first lets the second rounding see what the first one dropped (Boldo and Melquiond 2008).
-    near = mean.astype(np.float32)
-    bits = near.view(np.uint32)
-    inexact = (near != mean) & (bits & 1 == 0)
-    bits = np.where(inexact, np.where(np.abs(mean) > np.abs(near), bits + 1, bits - 1), bits)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16).view(np.uint8)
-
-
 def _read(tensor: _Tensor, start: int, part: TensorSpec, opened: Mapping[Path, int], buffer: np.ndarray) -> np.ndarray:
     """One ingredient's bytes (uint8) of one block in C order, in `buffer` where they follow each other in the file."""
-    count = min(tensor.rows_per_block, part.shape[0] - start)
-    offset = part.offset + start * part.stride[0] * part.dtype.itemsize
+    count = min(tensor.rows_per_block, tensor.rows - start)
     if not tensor.flat:
+        offset = part.offset + start * part.stride[0] * part.dtype.itemsize
         rows = dataclasses.replace(part, offset=offset, shape=(count, *part.shape[1:]))
         return read_tensor(rows).reshape(-1).view(torch.uint8).numpy()
+    offset = part.offset + start * part.dtype.itemsize
     data = buffer[: count * part.dtype.itemsize]
     filled = 0
     while filled < len(data):
         try:
-            got = os.preadv(opened[part.file], [data[filled:].data], offset + filled)
+            got = os.preadv(opened[part.file], [data.data[filled:]], offset + filled)
         except OSError as error:
             raise _unreadable(part.file, error) from error
         if got == 0:

@@ -307,13 +307,13 @@ def test_a_file_that_changed_since_it_was_checked_is_refused(tmp_path: Path) -> 
 
 def test_a_file_that_changes_while_it_is_read_leaves_no_soup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ingredients = written(tmp_path, [{f"t{index}": torch.ones(8) for index in range(20)}])
-    rounded = soup.average._rounded
+    rounded = soup.average.rounded
 
     def touch(mean: np.ndarray, dtype: torch.dtype) -> np.ndarray:
         os.utime(tmp_path / "0.bin", ns=(0, 0))
         return rounded(mean, dtype)
 
-    monkeypatch.setattr(soup.average, "_rounded", touch)
+    monkeypatch.setattr(soup.average, "rounded", touch)
     with pytest.raises(SoupError, match=r"0\.bin"):
         cook_to_file(equal(ingredients), ingredients, tmp_path / "soup.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["0.bin"]
