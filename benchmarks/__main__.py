@@ -1,4 +1,4 @@
-"""`make bench`: every benchmark in turn, one Markdown table each, with machine, versions and date; kept in the README."""
+"""`make bench`: every benchmark in turn, as Markdown with machine, versions and date; the README carries it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def main() -> None:
     if options.write:
         block = f"<!-- bench -->\n{text}\n<!-- /bench -->"
         readme = README.read_text(encoding="utf-8")
-        README.write_text(re.sub(r"<!-- bench -->.*<!-- /bench -->", lambda _: block, readme, flags=re.S), encoding="utf-8")
+        README.write_text(
+            re.sub(r"<!-- bench -->.*<!-- /bench -->", lambda _: block, readme, flags=re.S), encoding="utf-8"
+        )
 
 
 def sections(*, quick: bool) -> Iterator[str]:
@@ -62,7 +64,7 @@ def search_section(result: Mapping[str, Any]) -> Iterator[str]:
 
 def batchnorm_section(result: Mapping[str, Any]) -> Iterator[str]:
     """BatchNorm statistics against the float64 population, and the time that they take."""
-    yield "**BatchNorm recalibration**: largest error over layers and channels (0.5 ulp is the best that a float32 can do)"
+    yield "**BatchNorm recalibration**: largest error over layers and channels (0.5 ulp is the best a float32 can do)"
     yield rows_table(result["errors"])
     yield "Time of one pass:"
     yield rows_table(result["times"])

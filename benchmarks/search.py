@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 TRAINER = Path(__file__).parents[1] / "examples" / "demo" / "train.py"
-NETWORK, SIDE, STORED = "mobilenet_v3_small", 64, 128  # pixels that the network sees, and that the JPEG files have
+NETWORK, SIDE, STORED = "mobilenet_v3_small", 64, 256  # pixels that the network sees, and that the JPEG files have
 MEAN, STD = (0.2, 0.2, 0.2), (0.3, 0.3, 0.3)
 VAL = f"""
 model: torchvision:{NETWORK}
@@ -48,8 +48,9 @@ def run(*, quick: bool = False) -> dict[str, object]:
                 seen.append(_in_own_process(contender, folder, turn))
     accepted = {tuple(result["accepted"]) for seen in results.values() for result in seen}
     seconds = {name: statistics.median(result["seconds"] for result in seen) for name, seen in results.items()}
+    images = {"network": NETWORK, "pixels": SIDE, "JPEG pixels": STORED}
     return {
-        "setting": {"checkpoints": checkpoints, "network": NETWORK, "pixels": SIDE, "rounds": rounds},
+        "setting": {"checkpoints": checkpoints, **images, "rounds": rounds},
         "rows": [{"contender": name, "seconds": value} for name, value in seconds.items()],
         "same_accepted_set": len(accepted) == 1,
         "accepted": len(next(iter(accepted))),
@@ -138,7 +139,7 @@ def _transform() -> object:
 
 
 def _calibration_order(folder: Path) -> list[int]:
-    """The images that `soup build` draws, in its order, as indices of the image folder: both recalibrate on the same."""
+    """The images that `soup build` draws, in its order, as indices of the image folder."""
     from soup.config import load_config
     from soup.larder import load_data
     from soup.pipeline import draw_calibration

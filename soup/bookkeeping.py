@@ -1,17 +1,16 @@
-"""What a build found, as the records that its files hold: recipe.json, trials.json, build.json, per-sample statistics."""
+"""What a build found, as its files hold it: recipe.json, trials.json, build.json and per-sample statistics."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from pydantic import JsonValue
 
-from calib.batchnorm import Recalibration
-from calib.samples import list_sha256
+from calib.batchnorm import Recalibration, batchnorm_layers
 from soup import __version__
 from soup.build_folder import SCHEMA_VERSION, BuildRecord, Hop, Ingredient, Model, TrialRecord, difference_record
 from soup.checkpoint import StateDict, state_sha256
@@ -24,7 +23,7 @@ from soup.gates import Check, compare
 from soup.judge import paired, prefixed
 from soup.larder import Larder, split_record
 from soup.score import Kitchen, Policy
-from soup.search import Found, Trial
+from soup.search import FIRST, Found, Trial
 from soup.statistics import Interval
 
 
@@ -57,7 +56,7 @@ class Judged:
     checks: tuple[Check, ...]
 
 
-def recipe(kitchen: Kitchen, found: Found, settled: Settled, state_sha: str) -> dict[str, JsonValue]:
+def recipe(kitchen: Kitchen, found: Found, settled: Settled, state_sha: str) -> dict[str, object]:
     """recipe.json: facts that do not depend on history, so that equal searches give equal bytes."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -66,15 +65,23 @@ def recipe(kitchen: Kitchen, found: Found, settled: Settled, state_sha: str) -> 
         "method": settled.trial.method,
         "metric": kitchen.metric.name,
         "weights": dict(sorted(settled.trial.weights.items())),
+        "use": next(iter(kitchen.ingredients.values())).weights,
         "dtype": kitchen.dtype,
         "bn": _batchnorm(kitchen, settled),
         "kept": [
-            {"method": trial.method, "added": trial.added, "ingredients": sorted(trial.weights), "val": finite(trial.value)}
+            {
+                "method": trial.method,
+                "added": trial.added,
+                "ingredients": sorted(trial.weights),
+                "val": finite(trial.value),
+            }
             for trial in found.trials
             if trial.kept
         ],
         "rejected": [
-            {"method": trial.method, "added": trial.added, "reason": trial.reason} for trial in found.trials if not trial.kept
+            {"method": trial.method, "added": trial.added, "reason": trial.reason}
+            for trial in found.trials
+            if not trial.kept
         ],
         "state_sha256": state_sha,
     }
@@ -82,11 +89,13 @@ def recipe(kitchen: Kitchen, found: Found, settled: Settled, state_sha: str) -> 
 
 def trial_records(kitchen: Kitchen, found: Found) -> tuple[TrialRecord, ...]:
     """trials.json: every candidate in order, each with its difference from what it had to beat, in pairs on val."""
-    current = found.singles[0]
+    best = current = found.singles[0]
     records = [_trial(single, kitchen, against=None) for single in found.singles]
     for trial in found.trials:
-        records.append(_trial(trial, kitchen, against=None if trial.reason == "first" else current))
-        if trial.method == "greedy" and trial.kept:
+        greedy = trial.method == "greedy"
+        against = None if trial.reason == FIRST else current if greedy else best
+        records.append(_trial(trial, kitchen, against=against))
+        if greedy and trial.kept:
             current = trial
     return tuple(records)
 
@@ -125,7 +134,7 @@ def build_record(
         class_names=splits["val"].class_names,
         ingredients=tuple(_ingredient(trial, larder, config) for trial in found.singles),
         set_aside=larder.set_aside,
-        notes=_notes(larder, kitchen, splits),
+        notes=(*notes_of(larder, kitchen, splits), *_not_finite(found, larder, config)),
         splits={name: split_record(split) for name, split in splits.items()},
         overlaps=tuple(overlaps),
         best_single=Model(
@@ -136,7 +145,7 @@ def build_record(
             _value(judged.winner) if on_test else None,
         ),
         policies={policy: _value(evaluation) for policy, evaluation in settled.evaluations.items()},
-        batchnorm_layers=len(recalibration.layers) if recalibration else 0,
+        batchnorm_layers=len(batchnorm_layers(kitchen.model)),
         convergence=recalibration.convergence if recalibration else None,
         judged_on=judged.split,
         comparison=difference_record(judged.interval, verdict),
@@ -149,15 +158,14 @@ def build_record(
     )  # fmt: skip
 
 
-def _batchnorm(kitchen: Kitchen, settled: Settled) -> dict[str, JsonValue]:
+def _batchnorm(kitchen: Kitchen, settled: Settled) -> dict[str, object]:
     done, calibration = settled.recalibration, kitchen.calibration
     if done is None or calibration is None:
         return {"policy": settled.policy}
-    hashes = [calibration.split.hashes[index] for index in calibration.order]
     return {
         "policy": settled.policy,
-        "samples": len(hashes),
-        "samples_sha256": list_sha256(hashes),
+        "samples": len(calibration.order),
+        "samples_sha256": calibration.list_sha256,
         "batch": calibration.batch,
         "statistics_sha256": done.sha256,
     }
@@ -181,12 +189,12 @@ def _ingredient(trial: Trial, larder: Larder, config: Config) -> Ingredient:
     checkpoint = larder.ingredients[sha]
     return Ingredient(
         sha, os.path.relpath(checkpoint.path, config.folder), checkpoint.container, checkpoint.weights,
-        sum(stamp.size_bytes for stamp in checkpoint.files), finite(trial.value), larder.preflight.cosines.get(sha),
-        checkpoint.notes,
+        sum(stamp.size_bytes for stamp in checkpoint.files), finite(trial.value),
+        finite(larder.preflight.cosines.get(sha, math.nan)), checkpoint.notes,
     )  # fmt: skip
 
 
-def _notes(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> tuple[str, ...]:
+def notes_of(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> tuple[str, ...]:
     """What the reader of the report should know before the figures."""
     notes = [*larder.notes, *(f"{one.where}: {one.what}" for one in larder.preflight.findings)]
     if len(larder.ingredients) == 1:
@@ -197,12 +205,21 @@ def _notes(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> tup
         notes.append("no data.train: BatchNorm statistics are averaged, not measured again")
     elif len(kitchen.calibration.order) < FEWEST_CALIBRATION:
         notes.append(
-            f"BatchNorm is recalibrated on {len(kitchen.calibration.order)} images; under {FEWEST_CALIBRATION} it did harm in trials"
+            f"BatchNorm is recalibrated on {len(kitchen.calibration.order)} images; under {FEWEST_CALIBRATION} it did harm"
+            " in trials"
         )
     if "test" not in splits:
         notes.append("no data.test: soup and best single are compared on val, which the search has seen; expect less")
     notes += [f"data.{split.name}: {len(split.skipped)} samples skipped" for split in splits.values() if split.skipped]
     return tuple(notes)
+
+
+def _not_finite(found: Found, larder: Larder, config: Config) -> Iterator[str]:
+    """NaN counts as a wrong answer, so that nothing else would tell of it."""
+    for trial in found.singles:
+        if bad := trial.evaluation.not_finite:
+            path = _ingredient(trial, larder, config).path
+            yield f"{path}: its outputs hold NaN or Inf for {bad} of {trial.evaluation.n_total} images of data.val"
 
 
 def _value(evaluation: Evaluation) -> float | None:

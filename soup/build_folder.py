@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from exporters.runtimes import Arrays
 from soup import SoupError
-from soup.files import array_entry, finite, readable_json, sha256_file, write_safetensors
+from soup.files import STAGING_PREFIX, array_entry, finite, readable_json, sha256_file, write_safetensors
 from soup.gates import Check
 from soup.statistics import Interval
 
@@ -28,7 +28,7 @@ OURS = (RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", "r
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A paired difference in the metric's unit, as JSON can hold it: an end is None where the samples decide nothing."""
+    """A paired difference in the metric's unit; as JSON has no Inf, an end is None where the samples decide nothing."""
 
     estimate: float | None
     low: float | None
@@ -80,10 +80,11 @@ class Ingredient:
 
 @dataclass(frozen=True, slots=True)
 class SplitRecord:
-    """Which samples a split held: `list_sha256` is the hash of the ordered content hashes."""
+    """Which samples a split held: hashes of the ordered content hashes, and of targets and groups in that order."""
 
     n: int
     list_sha256: str
+    targets_sha256: str
     groups: int | None
     skipped: tuple[tuple[str, str], ...]
 
@@ -121,13 +122,13 @@ class TrialRecord:
 
 @dataclass(frozen=True, slots=True)
 class BuildRecord:
-    """build.json: the resolved configuration, what was found, and the best single's results, which an export is held to."""
+    """build.json: the resolved configuration, what was found, and the best single's results that bind an export."""
 
     schema_version: int
     soup_version: str
     versions: Mapping[str, str]
     val_folder: str  # of val.yaml, relative to the build folder
-    config: Mapping[str, JsonValue]
+    config: Mapping[str, object]
     task: str
     metric: str
     metric_unit: str
@@ -175,17 +176,27 @@ def difference_record(interval: Interval, verdict: Literal["better", "worse", "u
     )  # fmt: skip
 
 
-def claim_folder(folder: Path) -> None:
-    """Refuse an output folder that is no folder, is not writable, or holds what no build wrote."""
-    if folder.exists() and not folder.is_dir():
-        raise SoupError(f"{folder}: is a file, expected a folder. Choose another -o.")
-    if not folder.is_dir():
-        return
-    strangers = sorted(p.name for p in folder.iterdir() if p.name not in OURS and not p.name.startswith(".soup-"))
+def claim_folder(folder: Path, *, ours: Collection[str] = OURS, command: str = "soup build") -> None:
+    """Refuse an output folder that is no folder, or that holds what is not `ours`, which `command` writes."""
+    wanted = folder.absolute()
+    nearest = next(path for path in (wanted, *wanted.parents) if os.access(path, os.F_OK))
+    if not nearest.is_dir():
+        raise SoupError(f"{nearest}: is a file, expected a folder. Choose another -o.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SoupError(f"{nearest}: is not writable. Choose another -o.")
+    here = nearest.iterdir() if nearest == wanted else ()
+    strangers = sorted(p.name for p in here if p.name not in ours and not p.name.startswith(STAGING_PREFIX))
     if strangers:
         raise SoupError(
-            f"{folder}: holds '{strangers[0]}', which soup build did not write. Choose an empty or a new folder with -o."
+            f"{folder}: holds '{strangers[0]}', which {command} did not write. Choose an empty or a new folder with -o."
         )
+
+
+def first_complaint(error: ValidationError) -> str:
+    """What pydantic found first, behind the key that it is about where there is one."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"'{where}': {first['msg']}" if where else first["msg"]
 
 
 def write_build(stage: Path, record: BuildRecord, evaluations: Arrays) -> None:
@@ -198,28 +209,24 @@ def write_build(stage: Path, record: BuildRecord, evaluations: Arrays) -> None:
 def read_build(folder: Path) -> BuildFolder:
     """Read a build and check each of its files against its hash. Raises SoupError for what is missing or changed."""
     if not (folder / RECIPE).is_file() or not (folder / BUILD).is_file():
-        raise SoupError(f"{folder}: no finished build here (recipe.json and build.json). Run: soup build --val val.yaml")
+        raise SoupError(
+            f"{folder}: no finished build here (recipe.json and build.json). Run: soup build --val val.yaml"
+        )
     try:
         record = TypeAdapter(BuildRecord).validate_json((folder / BUILD).read_bytes())
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise SoupError(f"{folder / BUILD}: '{where}': {error.errors()[0]['msg']}. Build again.") from error
+        raise SoupError(f"{folder / BUILD}: {first_complaint(error)}. Build again.") from error
     if record.schema_version > SCHEMA_VERSION:
-        raise SoupError(f"{folder / BUILD}: schema_version {record.schema_version}, expected {SCHEMA_VERSION}. Upgrade edgesoup.")
+        raise SoupError(
+            f"{folder / BUILD}: schema_version {record.schema_version}, expected {SCHEMA_VERSION}. Upgrade edgesoup."
+        )
     for name, expected in record.files.items():
         if not (folder / name).is_file() or sha256_file(folder / name) != expected:
-            raise SoupError(f"{folder / name}: is missing or not as soup build wrote it (SHA-256 differs). Build again.")
+            raise SoupError(
+                f"{folder / name}: is missing or not as soup build wrote it (SHA-256 differs). Build again."
+            )
     try:
         evaluations = load_arrays((folder / EVALUATIONS).read_bytes())
     except SafetensorError as error:
         raise SoupError(f"{folder / EVALUATIONS}: {error}. Build again.") from error
     return BuildFolder(folder, record, evaluations)
-
-
-def recipe_of(folder: Path) -> dict[str, JsonValue]:
-    """recipe.json as it stands."""
-    try:
-        recipe = json.loads((folder / RECIPE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise SoupError(f"{folder / RECIPE}: cannot be read: {error}. Build again.") from error
-    return dict(recipe)

@@ -99,13 +99,17 @@ def difference_text(difference: Difference, *, unit: str) -> str:
 
 
 def hop_row(hop: Hop, *, unit: str, verdict: str | None = None) -> HopRow:
-    """A hop as a row of the waterfall: its output that moved most, and a gate's verdict where one judged it."""
+    """A hop as a row of the waterfall: its output that moved most, and a gate's verdict where one judged it.
+
+    Without a gate a hop that changed no answer is "same", although no number of samples could prove that of all others.
+    """
+    found = "same" if hop.flips == 0 and hop.difference.estimate == 0 else hop.difference.verdict
     return HopRow(
         hop.name, f"{hop.where}, {hop.split}",
         _worst(max, [one.max_abs for one in hop.outputs]),
         _worst(max, [one.mean_abs for one in hop.outputs]),
         _worst(min, [one.cosine for one in hop.outputs]),
-        hop.after, hop.flips, difference_text(hop.difference, unit=unit), verdict or hop.difference.verdict,
+        hop.after, hop.flips, difference_text(hop.difference, unit=unit), verdict or found,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -49,7 +50,7 @@ def call(function: Callable[..., object], /, *args: object, where: str, **kwargs
 
 
 def _from_file(path: Path, spec: str) -> ModuleType:
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -93,10 +94,11 @@ def _told(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the user's code: the innermost frame beside the first one that is neither ours nor the importer's."""
+    """Where in the user's code: the innermost frame beside the first that is neither ours nor a library's."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}:{error.lineno}"
     frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-    theirs = [(path, line) for path, line in frames if path.is_absolute() and _OURS not in path.parents]
+    foreign = [(path, line) for path, line in frames if path.is_absolute() and _OURS not in path.parents]
+    theirs = [(path, line) for path, line in foreign if "site-packages" not in path.parts] or foreign
     own = [(path, line) for path, line in theirs if theirs[0][0].parent in path.parents]
     return f" at {own[-1][0]}:{own[-1][1]}" if own else ""

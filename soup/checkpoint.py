@@ -6,6 +6,7 @@ import glob
 import itertools
 import json
 import math
+import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -122,7 +123,7 @@ def find_checkpoints(
         matches, hidden = _matches(folder, Path(pattern).expanduser())
         notes += [f"{path}: left out, hidden" for path in hidden]
         for path in matches:
-            target = path.resolve()
+            target = Path(os.path.realpath(path))  # unlike resolve(), at peace with links that go in a circle
             if reason := _not_wanted(target, exclude, named=not glob.has_magic(pattern)):
                 notes.append(f"{path}: left out, {reason}")
             elif found.setdefault(target, path) != path:
@@ -152,7 +153,7 @@ def _hidden(path: Path) -> bool:
 
 def _not_wanted(target: Path, exclude: Path | None, *, named: bool) -> str | None:
     """Why a match is no ingredient; a path `named` without wildcards is refused later rather than passed over."""
-    if exclude is not None and target.is_relative_to(exclude.resolve()):
+    if exclude is not None and target.is_relative_to(os.path.realpath(exclude)):
         return "part of the output folder"
     if target.name in _OURS and (target.parent / _OURS[target.name]).exists():
         return "part of an earlier build"

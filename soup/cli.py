@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import sys
+from io import StringIO, TextIOWrapper
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
-from calib import CalibError
-from exporters import ExportError
-from soup import SoupError, __version__
-from soup.files import DISK_FULL
+from soup import Progress, __version__
 from soup.gates import Exit
+from soup.outcome import run_command
 
 app = typer.Typer(
     name="soup",
@@ -22,18 +22,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Fine-tuned checkpoints in; one better model, and a release proved on the way to edge GPUs, out.",
 )
 
-Progress = Callable[[str, int, int], None]
-_NEEDED_TO_BUILD = ("torch", "torchvision")  # imported at the top of modules that a device never reaches
-_EXIT_OF_KIND = {"input": Exit.INPUT, "environment": Exit.ENVIRONMENT, "build": Exit.BUILD}
 
 Val = Annotated[Path, typer.Option("--val", help="The val.yaml that names model, checkpoints and data.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
-Sets = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of val.yaml; may be repeated.")]
+Sets = Annotated[
+    list[str],
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of val.yaml, as search.methods=[greedy]; may be repeated."
+    ),
+]
 Allow = Annotated[bool, typer.Option("--allow-inconclusive", help="Exit 0 where a gate could not be decided (else 5).")]
-Device = Annotated[str | None, typer.Option("--device", help="What you call this device, as gates.latency.device names it.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="What you call this device, as gates.latency.device names it.")
+]
 
 
 @app.command()
@@ -42,29 +45,38 @@ def init(
     out: Annotated[Path, typer.Option("-o", "--out", help="The file to write.")] = Path("val.yaml"),
     json: Json = False,
 ) -> None:
-    """Write a commented val.yaml from what a folder of checkpoints shows.
+    """Write a commented val.yaml for a folder of checkpoints.
 
-    Example: soup init runs/
+    Found in the files: the pattern of their names, torchvision's architectures, the number of classes, the metrics that
+    the trainer recorded, and train, val and test data nearby. What is guessed is marked "check".
+
+    Example: soup init runs/ && soup check
     """
 
     def work(progress: Progress) -> tuple[object, int]:
-        from soup.starter import write_starter
+        from soup.starter import InitResult, write_starter
 
-        return {"path": str(write_starter(runs, out))}, Exit.OK
+        return InitResult(write_starter(runs, out)), Exit.OK
 
-    _run("init", work, json=json)
+    run_command("init", work, json=json)
 
 
 @app.command()
 def check(
     val: Val = Path("val.yaml"),
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where decoded images are cached; a later build reuses it.")] = Path("soup-out"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Where decoded images are cached; a later build reuses it.")
+    ] = Path("soup-out"),
     sets: Sets = [],  # noqa: B006  (typer copies it)
     json: Json = False,
 ) -> None:
-    """Look before the build: checkpoints, data, and one checkpoint against the figure its trainer reported (expect).
+    """Look before the build: checkpoints, data, score and cost.
 
-    Example: soup check --val val.yaml
+    Lists all that a build would refuse or warn about (exit 2, or 6). With `expect` in val.yaml it evaluates that
+    checkpoint on val; where the trainer's figure is missed (exit 1) it changes colour order, normalisation, weights and
+    resizing one at a time, and says which change explains it.
+
+    Example: soup check --val val.yaml --set preprocess.color=bgr
     """
 
     def work(progress: Progress) -> tuple[object, int]:
@@ -74,48 +86,66 @@ def check(
         result = run(load_config(val, overrides=sets), out, progress=progress)
         return result, result.exit_code
 
-    _run("check", work, json=json)
+    run_command("check", work, json=json)
 
 
 @app.command()
 def build(
     val: Val = Path("val.yaml"),
     out: Annotated[Path, typer.Option("-o", "--out", help="Build folder.")] = Path("soup-out"),
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", metavar="FILE", help="Cook this recipe.json again instead of searching.")
+    ] = None,
     sets: Sets = [],  # noqa: B006
     allow_inconclusive: Allow = False,
     json: Json = False,
 ) -> None:
-    """Search which checkpoints to average; each candidate is recalibrated and judged as it will ship.
+    """Find the checkpoints whose average is best on val.
+
+    Each candidate is averaged, recalibrated and judged as it will ship. The winner is compared with the best single
+    checkpoint on test, and all of it is told in report.html.
 
     Example: soup build --val val.yaml -o soup-out
     """
 
     def work(progress: Progress) -> tuple[object, int]:
         from soup.config import load_config
+
+        config = load_config(val, overrides=sets)
+        if recipe:
+            from soup.recook import recook
+
+            return recook(config, recipe, out, progress=progress), Exit.OK
         from soup.pipeline import build as run
 
-        result = run(load_config(val, overrides=sets), out, allow_inconclusive=allow_inconclusive, progress=progress)
+        result = run(config, out, allow_inconclusive=allow_inconclusive, progress=progress)
         return result, result.exit_code
 
-    _run("build", work, json=json)
+    run_command("build --recipe" if recipe else "build", work, json=json)
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Build folder.")] = Path("soup-out"),
-    trt: Annotated[bool, typer.Option("--trt", help="Build a TensorRT engine too, and run it where there is a GPU.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Build folder.")] = Path("soup-out"),
+    trt: Annotated[
+        bool, typer.Option("--trt", help="Build a TensorRT engine too, and run it where there is a GPU.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Release folder (default: DIR/release).")] = None,
     compute_capability: Annotated[
         str, typer.Option("--compute-capability", help="GPUs to build for ahead of time, as 8.6,8.9 (tensorrt_rtx).")
     ] = "",
-    workspace_mb: Annotated[int | None, typer.Option("--workspace-mb", min=1, help="Limit of TensorRT's workspace.")] = None,
+    workspace_mb: Annotated[
+        int | None, typer.Option("--workspace-mb", min=1, help="Limit of TensorRT's workspace.")
+    ] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="The release that this one follows.")] = None,
     device: Device = None,
     sets: Sets = [],  # noqa: B006
     allow_inconclusive: Allow = False,
     json: Json = False,
 ) -> None:
-    """Turn a build into a release: ONNX, engine, parity and latency, gates, manifest.
+    """Turn a build into a release: ONNX, engine, gates, manifest.
+
+    Every hop is compared with the one before it, on outputs and on the metric over all of val; latency is measured.
 
     Example: soup export --trt --compute-capability 8.6,8.9
     """
@@ -135,18 +165,23 @@ def export(
         result = run(folder, out or folder / "release", overrides=sets, options=options, progress=progress)
         return result, result.exit_code
 
-    _run("export", work, json=json)
+    run_command("export", work, json=json)
 
 
 @app.command()
 def verify(
     release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release folder; it is only read.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the reports of this verification here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the reports of this verification here.")
+    ] = None,
     device: Device = None,
     allow_inconclusive: Allow = False,
     json: Json = False,
 ) -> None:
-    """Prove a release again where it is: hashes, then outputs, metric and latency. Needs no PyTorch.
+    """Prove a release again, where it is.
+
+    Hashes first; then outputs, metric and latency from the golden samples, on whatever runtime is there. Needs no
+    PyTorch, and only reads the folder.
 
     Example: soup verify soup-out/release
     """
@@ -154,19 +189,23 @@ def verify(
     def work(progress: Progress) -> tuple[object, int]:
         from soup.release import verify as run
 
-        result = run(release, out=out, device=device, allow_inconclusive=allow_inconclusive)
+        result = run(release, out=out, device=device, allow_inconclusive=allow_inconclusive, progress=progress)
         return result, result.exit_code
 
-    _run("verify", work, json=json)
+    run_command("verify", work, json=json)
 
 
 @app.command()
 def bench(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, an engine, or a release folder.")],
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images per call.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Images per call (default: as the graph has it, or 1).")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Latency of a model file on this machine, with percentiles that the number of calls can bear.
+    """Time a model file on this machine.
+
+    One call at a time after a warm-up; a percentile is bounded only where there are enough calls for it.
 
     Example: soup bench soup-out/release/model.onnx
     """
@@ -174,14 +213,16 @@ def bench(
     def work(progress: Progress) -> tuple[object, int]:
         from soup.release import bench as run
 
-        return run(model, batch=batch), Exit.OK
+        return run(model, batch=batch, progress=progress), Exit.OK
 
-    _run("bench", work, json=json)
+    run_command("bench", work, json=json)
 
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="ONNX, engine, checkpoint, or a release or build folder.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="ONNX, engine, checkpoint, or a release or build folder.")
+    ],
     json: Json = False,
 ) -> None:
     """Say what a file is, without running it.
@@ -194,12 +235,12 @@ def inspect(
 
         return run(file), Exit.OK
 
-    _run("inspect", work, json=json)
+    run_command("inspect", work, json=json)
 
 
 @app.command()
 def doctor(json: Json = False) -> None:
-    """Say what this machine can do, and which command brings what is missing.
+    """Say what this machine can do, and what brings the rest.
 
     Example: soup doctor
     """
@@ -209,7 +250,7 @@ def doctor(json: Json = False) -> None:
 
         return examine(Path.cwd()), Exit.OK
 
-    _run("doctor", work, json=json)
+    run_command("doctor", work, json=json)
 
 
 def _version(value: bool) -> None:
@@ -220,7 +261,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Fine-tuned checkpoints in; one better model, and a release proved on the way to edge GPUs, out.
 
@@ -231,36 +274,17 @@ def _root(
 
 def main() -> None:
     """The `soup` script. SIGTERM ends it as Ctrl-C does, so that a cancelled job leaves nothing half-written."""
-    # Read when torch loads. Threads that spin while they wait made evaluation six to ten times slower on a busy machine.
+    # Read when torch loads. Threads that spin while they wait made a build ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    app()
+    sys.excepthook = _bug
+    sys.stdout, sys.stderr = sys.stdout or StringIO(), sys.stderr or StringIO()  # None where the shell closed them
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # as JSON must be, whatever the locale
+    typer.main.get_command(app)()  # calling `app` would put an excepthook of typer's in the place of ours
 
 
-def _run(command: str, work: Callable[[Progress], tuple[object, int]], *, json: bool) -> None:
-    """Do the work, show what came of it or what went wrong, and end with the exit code."""
-    from soup import render
-
-    try:
-        with render.progress() as progress:
-            result, code = work(progress)
-    except (SoupError, ExportError, CalibError) as error:
-        code = _EXIT_OF_KIND[error.kind]
-        render.failure(command, str(error), code=code, json=json)
-    except ModuleNotFoundError as error:
-        if error.name not in _NEEDED_TO_BUILD:
-            raise
-        code = Exit.ENVIRONMENT
-        message = f"needs {error.name}, which is not installed. pip install 'edgesoup[build]'"
-        render.failure(command, message, code=code, json=json)
-    except KeyboardInterrupt:
-        code = Exit.INTERRUPTED
-        render.failure(command, "interrupted; nothing was left half-written.", code=code, json=json)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        code = Exit.INPUT
-        render.failure(command, f"{error.filename or 'disk'}: {error.strerror}. Free some space.", code=code, json=json)
-    else:
-        render.show(command, result, code=code, json=json)
-    raise typer.Exit(code)
+def _bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What no command expects keeps its traceback, and ends with a code of its own."""
+    sys.__excepthook__(kind, error, trace)
+    sys.exit(Exit.BUG)

@@ -76,7 +76,7 @@ def load_split(
     decoded = decode(listed, preprocess, cache=cache, max_bytes=max_gb * 1e9, progress=progress)
     if decoded.skipped and on_bad == "fail":
         bad, total = len(decoded.skipped), len(decoded.skipped) + len(decoded.samples)
-        reasons = several([f"{sample}: {reason}" for sample, reason in decoded.skipped])
+        reasons = several([f"{sample}: {reason.rstrip('.')}" for sample, reason in decoded.skipped])
         raise SoupError(
             f"{listed.origin}: {bad} of {total} images cannot be read: {reasons}. "
             "Repair or remove them, or set data.on_bad_sample: skip."

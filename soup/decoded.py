@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 
@@ -128,14 +128,24 @@ def _write(
             if progress:
                 progress(place + 1, max(source.count or 0, place + 1))
     if first is None:
-        reasons = [f"{samples[place].id}: {reason}" for place, reason in skipped.items()]
-        raise SoupError(f"{source.origin}: none of {len(samples)} images can be read: {several(reasons)}.")
+        _refuse_all(source, [(samples[place].id, reason) for place, reason in skipped.items()])
     if odd:
         raise SoupError(
             f"{source.origin}: {len(odd)} images differ in size, expected {_size(first)} as the first: {several(odd)}. "
             "Set preprocess.resize to [height, width], resize and crop, or letterbox."
         )
     return _Index((len(hashes), *first.shape), str(first.dtype), tuple(hashes), skipped), samples
+
+
+def _refuse_all(source: Source, skipped: Sequence[tuple[str, str]]) -> NoReturn:
+    """Each reason once, with the first image that it stopped."""
+    if not skipped:
+        raise SoupError(f"{source.origin}: holds no samples, expected one or more pairs of image and label.")
+    first: dict[str, str] = {}
+    for image, reason in skipped:
+        first.setdefault(reason.rstrip("."), image)
+    told = several([f"{image}: {reason}" for reason, image in first.items()])
+    raise SoupError(f"{source.origin}: none of {len(skipped)} images can be read: {told}.")
 
 
 def _put(file: BinaryIO, row: np.ndarray) -> str:
@@ -152,6 +162,8 @@ def _rows(samples: Iterable[Sample], preprocess: Preprocess | None) -> Iterator[
 
 
 def _attempt(sample: Sample, preprocess: Preprocess | None) -> np.ndarray | SoupError:
+    if isinstance(sample.image, SoupError):
+        return sample.image
     try:
         return _as_fed(sample.image) if preprocess is None else fit(sample.image, preprocess)
     except SoupError as error:

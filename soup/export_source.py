@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+import torch
 from torch import nn
 
-from calib.samples import list_sha256
 from exporters.runtimes import Arrays
-from soup import SoupError
-from soup.build_folder import SOUP, BuildFolder, read_build
+from soup import Progress, SoupError
+from soup.build_folder import SOUP, BuildFolder, BuildRecord, SplitRecord
 from soup.callables import call, resolve
-from soup.checkpoint import load_state, read_checkpoint, state_sha256
+from soup.checkpoint import load_state, read_checkpoint, state_sha256, with_names
 from soup.config import Config, apply_overrides
 from soup.data import Split
 from soup.evaluate import Evaluation, evaluate
 from soup.golden import choose_golden
-from soup.larder import Progress, load_data
+from soup.larder import load_data, split_record
 from soup.models import build_model, load, select_device, torch_predict
 from soup.pipeline import EVALUATION_BATCH, cache_folder
+from soup.score import value_of
 from soup.tasks import Metric, metric_named
 from soup.tasks.classification import margins
+
+_SAME = 0.01  # by how much the same model may score otherwise on another device
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,39 +77,59 @@ class Source:
         model = call(resolve(spec, folder=self.config.folder), self.model, where=f"export.prepare '{spec}'")
         if not isinstance(model, nn.Module):
             raise SoupError(f"export.prepare '{spec}': returned {type(model).__name__}, expected a torch.nn.Module.")
+        answers = torch_predict(model, device=torch.device("cpu"))({"input": self.golden.inputs(self.golden_rows[:2])})
+        if len(answers) != len(self.golden_outputs):
+            counts = f"{len(answers)} outputs, expected {len(self.golden_outputs)}"
+            raise SoupError(f"export.prepare '{spec}': the model has {counts} as before it. Leave none out, add none.")
         return model.eval()
 
 
-def open_source(folder: Path, overrides: Sequence[str], *, progress: Progress) -> Source:
+def open_build(built: BuildFolder, overrides: Sequence[str], *, progress: Progress) -> Source:
     """Load the built model and evaluate it, as the reference of all that follows.
 
     Raises SoupError where the build, its data or the model's code are no longer what they were.
     """
-    built = read_build(folder)
-    record = built.record
+    folder, record = built.path, built.record
     config = apply_overrides(record.config, overrides, folder=folder / record.val_folder)
     model = build_model(config.model, config.model_args, folder=config.folder)
-    state = load_state(read_checkpoint(folder / SOUP))
+    state = load_state(with_names(read_checkpoint(folder / SOUP), model.state_dict()))
     if state_sha256(state) != record.state_sha256:
         raise SoupError(f"{folder / SOUP}: its tensors are not those of build.json. Build again.")
     load(model, state)
     names = tuple(dict.fromkeys(("val", config.release.golden.split)))
     splits = load_data(config, names, cache=cache_folder(config, folder), progress=progress)
     for name, split in splits.items():
-        if list_sha256(split.hashes) != record.splits[name].list_sha256:
-            raise SoupError(f"data.{name}: holds other samples than when the soup was built. Restore them, or build again.")
+        _refuse_changes(name, split_record(split), record.splits[name])
     metric = metric_named(config.task, config.metric)
     predict = torch_predict(model, device=select_device(config.device))
     answers = {
         name: evaluate(
             predict, split, metric, batch=EVALUATION_BATCH, keep_outputs=True,
-            progress=lambda done, total, name=name: progress(f"torch on {name}", done, total),
+            progress=partial(progress, f"torch on {name}"),
         )
         for name, split in splits.items()
     }  # fmt: skip
+    _refuse_other_model(answers["val"], record)
     golden = config.release.golden
     rows = _golden_rows(splits[golden.split], answers[golden.split], count=golden.count)
     return Source(built, config, model.to("cpu"), metric, splits, answers, rows)
+
+
+def _refuse_changes(name: str, found: SplitRecord, built: SplitRecord) -> None:
+    """What the best single scored holds for the very samples and labels that it was scored on."""
+    differ = "samples" if found.list_sha256 != built.list_sha256 else "labels or groups"
+    if (found.list_sha256, found.targets_sha256) != (built.list_sha256, built.targets_sha256):
+        raise SoupError(f"data.{name}: has other {differ} than when the soup was built. Restore them, or build again.")
+
+
+def _refuse_other_model(answers: Evaluation, record: BuildRecord) -> None:
+    """The weights are those of the build, by hash; what the code makes of them shows in the score."""
+    found, expected = value_of(answers), math.nan if record.winner.val is None else record.winner.val
+    if not abs(found - expected) <= _SAME * max(1.0, abs(expected)):
+        raise SoupError(
+            f"model '{record.config['model']}': scores {found:g} on data.val, expected {expected:g} as it was built. "
+            "Restore its code (or build.json), or build again."
+        )
 
 
 def _golden_rows(split: Split, answers: Evaluation, *, count: int | str) -> np.ndarray:

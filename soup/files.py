@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporters import ExportError
 from soup import SoupError
 
 STAGING_PREFIX = ".soup-tmp-"
@@ -37,14 +39,13 @@ class Entry:
 
 
 def canonical_json(value: object) -> bytes:
-    """UTF-8 JSON with sorted keys, no spaces, no NaN: equal values give equal bytes. Raises ValueError on NaN or Inf."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode()
+    """UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes. Raises ValueError on NaN or Inf."""
+    return _utf8(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False))
 
 
 def readable_json(value: object) -> bytes:
     """The same facts as `canonical_json`, indented for a reader; equal values give equal bytes too."""
-    return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return _utf8(json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def sha256_bytes(data: bytes | memoryview) -> str:
@@ -91,7 +92,11 @@ def write_safetensors(path: Path, entries: Mapping[str, Entry], *, metadata: Map
     offset = 0
     for name in sorted(entries):
         entry = entries[name]
-        header[name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [offset, offset + entry.size_bytes]}
+        header[name] = {
+            "dtype": entry.dtype,
+            "shape": list(entry.shape),
+            "data_offsets": [offset, offset + entry.size_bytes],
+        }
         offset += entry.size_bytes
     text = canonical_json(header)
     text += b" " * (-len(text) % 8)
@@ -111,12 +116,12 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
 
     `folder` is made if need be. A failure or an interrupt removes the staging folder and leaves `folder` as it was.
     """
-    with _disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with _disk_errors(folder), _made(folder):
         remove_stale(folder)
         stage = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{os.getpid()}-", dir=folder))
         try:
-            yield stage
+            with _told_as(folder, stage):
+                yield stage
             names = sorted((path.name for path in stage.iterdir()), key=lambda name: (name == last, name))
             for name in names:
                 _sync_file(stage / name)
@@ -132,14 +137,14 @@ def staged(folder: Path, *, last: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def staged_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder that becomes `folder` as a whole on success; the earlier `folder` is kept until then."""
-    with _disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    """Yield an empty sibling folder that becomes `folder` as a whole on success; until then the earlier one stays."""
+    with _disk_errors(folder), _made(folder.parent):
         remove_stale(folder.parent)
         stage = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{os.getpid()}-", dir=folder.parent))
         stage.chmod(0o777 & ~_umask())
         try:
-            yield stage
+            with _told_as(folder, stage):
+                yield stage
             for path in sorted(stage.rglob("*")):
                 _sync_file(path) if path.is_file() else _sync_folder(path)
             _sync_folder(stage)
@@ -156,9 +161,43 @@ def remove_stale(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def shown(name: object) -> str:
+    """A file's name as text that can be written anywhere: it need not be UTF-8, and odd bytes become `\\udcff`."""
+    return str(name).encode(errors="backslashreplace").decode()
+
+
 def finite(value: float) -> float | None:
     """JSON has no NaN: a number, or None where there is none."""
     return value if math.isfinite(value) else None
+
+
+def _utf8(json_text: str) -> bytes:
+    """As `shown`; a single backslash would be an escape of JSON's own, for what no UTF-8 reader takes."""
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\\\u{ord(match[0]):04x}", json_text).encode()
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder is there, its parents too; on failure those that were made for it are gone again, unless in use."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _told_as(folder: Path, stage: Path) -> Iterator[None]:
+    """An error names a file where it was to be: its staging folder is gone when it is read."""
+    try:
+        yield
+    except (SoupError, ExportError) as error:
+        text = str(error).replace(os.path.realpath(stage), str(folder)).replace(str(stage), str(folder))
+        raise type(error)(text, kind=error.kind) from error
 
 
 def _safetensors_chunks(header: bytes, entries: Mapping[str, Entry]) -> Iterator[bytes | memoryview]:
@@ -189,9 +228,17 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         culprit = Path(os.fsdecode(error.filename)) if error.filename else None
-        if error.errno in DISK_FULL or (culprit and (culprit in (path, *path.parents) or path in culprit.parents)):
-            raise SoupError(f"{path}: cannot be written: {error.strerror}. Free some space or choose another -o.") from error
+        if error.errno in DISK_FULL or (culprit and _is_of(culprit, path)):
+            advice = "Free some space or choose another folder."
+            raise SoupError(f"{path}: cannot be written: {error.strerror}. {advice}") from error
         raise
+
+
+def _is_of(culprit: Path, path: Path) -> bool:
+    """Whether an error about `culprit` is one about writing `path`: itself, a parent, what it holds, its stand-in."""
+    culprit, path = culprit.absolute(), path.absolute()
+    temporary = culprit.parent == path.parent and culprit.name.startswith(STAGING_PREFIX)
+    return temporary or culprit in (path, *path.parents) or path in culprit.parents
 
 
 def _umask() -> int:

@@ -64,6 +64,8 @@ def read_contents(path: Path) -> Contents:
     checksums: there, only a SHA-256 known from elsewhere tells that a value changed.
     """
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise SoupError(f"{path}: is a pipe or a device, expected a file. Leave it out of checkpoints.files.")
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             head = file.read(512)

@@ -184,7 +184,7 @@ def same_place(wanted: Place, actual: Place) -> bool:
 def require_gates(required: Sequence[str], done: Mapping[str, State]) -> tuple[Check, ...]:
     """One check per name in `gates.require`: pending where it was not run, fail where it was tried without success."""
     outcomes: Mapping[State, tuple[Verdict, str]] = {
-        "done": ("pass", "done"),
+        "done": ("pass", "required by gates.require, was done"),
         "pending": ("pending", "required by gates.require, was not run here"),
         "failed": ("fail", "required by gates.require, did not succeed"),
     }

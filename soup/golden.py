@@ -1,4 +1,4 @@
-"""Golden samples: inputs as fed to the graph, targets, and what each artifact answered, for a proof without data or torch."""
+"""Golden samples: inputs as the graph is fed, targets, and what each artifact answered: proof without data or torch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from exporters.runtimes import Arrays
 from soup import SoupError
 from soup.files import array_entry, write_safetensors
 
+GOLDEN = "golden.safetensors"
 HARD_SHARE = 0.25  # of the golden samples, those of smallest margin: where a small error shows first
 
 
@@ -47,7 +48,7 @@ def choose_golden(strata: np.ndarray, margins: np.ndarray, *, count: int) -> np.
 
 
 def write_golden(path: Path, golden: Golden) -> None:
-    """Write `input.<name>`, `target.<name>`, `output.<artifact>.<name>`, `best_single.<name>`; equal content, equal bytes."""
+    """Write `input.NAME`, `target.NAME`, `output.ARTIFACT.NAME` and `best_single.NAME`; equal content, equal bytes."""
     arrays = {f"input.{name}": array for name, array in golden.inputs.items()}
     arrays |= {f"target.{name}": array for name, array in golden.targets.items()}
     arrays |= {f"best_single.{name}": array for name, array in golden.best_single.items()}
@@ -71,6 +72,8 @@ def read_golden(path: Path) -> Golden:
             outputs.setdefault(artifact, {})[name] = array
         elif kind in flat:
             flat[kind][name] = array
-    if not flat["input"]:
-        raise SoupError(f"{path}: no golden samples: it holds no 'input.<name>'. Export the release again.")
+    counts = {key: array.shape[:1] for key, array in arrays.items()}
+    if not flat["input"] or not flat["target"] or "torch" not in outputs or len(set(counts.values())) > 1:
+        wanted = "inputs, targets and torch's outputs of as many samples each"
+        raise SoupError(f"{path}: no golden samples: expected {wanted}, found {counts}. Export the release again.")
     return Golden(flat["input"], flat["target"], outputs, flat["best_single"])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Literal
 
 from soup.checkpoint import Checkpoint
 
 Table = Mapping[str, tuple[tuple[int, ...], str]]  # name → (shape, dtype), as `models.tensor_table`
 Like = Literal["the model", "the first ingredient"]
+FEW = 6  # tensors that are named one by one
 
 _QUANTISED = re.compile(
     r"(^|[._])(zero_points?|fake_quant\w*|activation_post_process\w*|observer_enabled|packed_params|quantizer)(\.|$)"
@@ -41,30 +44,32 @@ def unaverageable(table: Table) -> list[str]:
 
 
 def differences(table: Table, expected: Table, *, like: Like) -> list[str]:
-    """Everything in which names, shapes and kinds of numbers (float or not) of `table` differ from `expected`."""
+    """Everything in which names, shapes and kinds of numbers (float or not) of `table` differ from `expected`.
+
+    A sentence for each kind of difference. Of more than FEW names, those that are all of a module stand as 'module.*',
+    which leaves nothing out.
+    """
     missing = [name for name in expected if name not in table]
     unexpected = [name for name in table if name not in expected]
     shared = [name for name in expected if name in table]
-    reshaped = [name for name in shared if table[name][0] != expected[name][0]]
-    lines = [_folded(missing, unexpected, like=like)] if _is_folded(missing, unexpected) else []
+    if table and expected and not shared:
+        found, wanted = _grouped(unexpected, table), _grouped(missing, expected)
+        return [f"shares no tensor with {like}: it is of another network. It has {found}; {like} has {wanted}."]
+    lines = [_folded(missing, unexpected, expected, like=like)] if _is_folded(missing, unexpected, expected) else []
     if missing:
-        lines.append(f"lacks {_counted(missing)} that {like} has: {_quoted(missing)}.")
+        lines.append(f"lacks {_counted(missing)} that {like} has: {_grouped(missing, expected)}.")
     if unexpected:
         lines.append(
-            f"has {_counted(unexpected)} that {like} lacks: {_quoted(unexpected)}. checkpoints.drop leaves tensors out."
+            f"has {_counted(unexpected)} that {like} lacks: {_grouped(unexpected, table)}. "
+            "checkpoints.drop leaves tensors out."
         )
+    reshaped = {name: (table[name][0], expected[name][0]) for name in shared if table[name][0] != expected[name][0]}
     if reshaped and (head := _head(table, expected, reshaped)):
-        classes = table[reshaped[0]][0][0], expected[reshaped[0]][0][0]
+        classes = [shape[0] for shape in next(iter(reshaped.values()))]
         lines.append(f"the last layer '{head}' has {classes[0]} classes, expected {classes[1]} as in {like}.")
-    lines += [
-        f"tensor '{name}' has shape {table[name][0]}, expected {expected[name][0]} as in {like}." for name in reshaped
-    ]
-    lines += [
-        f"tensor '{name}' is {table[name][1]}, expected {expected[name][1]} as in {like}."
-        for name in shared
-        if table[name][1] != expected[name][1] and not (is_floating(table[name][1]) and is_floating(expected[name][1]))
-    ]
-    return lines
+    kinds = {name: (table[name][1], expected[name][1]) for name in shared if table[name][1] != expected[name][1]}
+    mixed = {name: pair for name, pair in kinds.items() if not all(map(is_floating, pair))}
+    return [*lines, *_unlike(reshaped, "has shape", like=like), *_unlike(mixed, "is", like=like)]
 
 
 def other_precision(table: Table, expected: Table) -> list[str]:
@@ -90,13 +95,18 @@ def _quantised(name: str, table: Table) -> bool:
     return bool(_QUANTISED.search(name)) or (name.endswith("weight") and len(shape) > 1 and dtype.startswith(_BYTES))
 
 
-def _is_folded(missing: Collection[str], unexpected: Collection[str]) -> bool:
-    return any(name.endswith("running_mean") for name in missing) and any(name.endswith("bias") for name in unexpected)
+def _new_biases(unexpected: Collection[str], expected: Table) -> list[str]:
+    """Biases of layers that have none in `expected`, where a folded BatchNorm leaves its shift."""
+    return [name for name in unexpected if name.endswith("bias") and f"{name.removesuffix('bias')}weight" in expected]
 
 
-def _folded(missing: Collection[str], unexpected: Collection[str], *, like: Like) -> str:
+def _is_folded(missing: Collection[str], unexpected: Collection[str], expected: Table) -> bool:
+    return any(name.endswith("running_mean") for name in missing) and bool(_new_biases(unexpected, expected))
+
+
+def _folded(missing: Collection[str], unexpected: Collection[str], expected: Table, *, like: Like) -> str:
     statistics = next(name for name in missing if name.endswith("running_mean"))
-    bias = next(name for name in unexpected if name.endswith("bias"))
+    bias = _new_biases(unexpected, expected)[0]
     return (
         f"BatchNorm is already folded into its layers ('{bias}' is here, '{statistics}' of {like} is not), and "
         "averaging folded weights is not folding averaged ones. Take the checkpoints of before fusing."
@@ -116,9 +126,36 @@ def _head(table: Table, expected: Table, reshaped: Collection[str]) -> str | Non
     return last if modules == {last} and first_axis_only else None
 
 
+def _unlike(pairs: Mapping[str, tuple[object, object]], verb: str, *, like: Like) -> list[str]:
+    """(found, expected) by tensor: a sentence each, or one for all of more than FEW."""
+    if len(pairs) <= FEW:
+        return [
+            f"tensor '{name}' {verb} {found}, expected {wanted} as in {like}."
+            for name, (found, wanted) in pairs.items()
+        ]
+    groups: dict[tuple[object, object], list[str]] = {}
+    for name, pair in pairs.items():
+        groups.setdefault(pair, []).append(f"'{name}'")
+    listed = "; ".join(f"{found} for {wanted}: {', '.join(names)}" for (found, wanted), names in groups.items())
+    what = "shape" if verb == "has shape" else "dtype"
+    return [f"{len(pairs)} tensors have another {what} than in {like}. {listed}."]
+
+
 def _counted(names: Collection[str]) -> str:
     return "a tensor" if len(names) == 1 else f"{len(names)} tensors"
 
 
-def _quoted(names: Collection[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+def _grouped(names: Sequence[str], among: Table) -> str:
+    """The names, or of more than FEW the largest modules of `among` whose tensors are all in them."""
+    if len(names) <= FEW:
+        return ", ".join(f"'{name}'" for name in names)
+    chosen = set(names)
+    mixed = {module for name in among if name not in chosen for module in _modules(name)}
+    groups = Counter(next((module for module in _modules(name) if module not in mixed), name) for name in names)
+    lone = {group: name for name in names for group in _modules(name) if groups[group] == 1}
+    return ", ".join(f"'{lone.get(group, group)}'" if count == 1 else f"'{group}.*'" for group, count in groups.items())
+
+
+def _modules(name: str) -> list[str]:
+    """The modules that a tensor is in, outermost first."""
+    return ["".join(part) for part in accumulate(re.split(r"(?=\.)", name)[:-1])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from exporters.onnx_facts import inspect_onnx
 from exporters.plan import inspect_engine
 from soup import SoupError
 from soup.build_folder import BUILD, read_build
+from soup.golden import GOLDEN, read_golden
 from soup.manifest import FILE_NAME, read_manifest
 
 
@@ -46,7 +48,31 @@ def _facts(path: Path) -> tuple[str, Mapping[str, object]]:
         return "onnx", asdict(inspect_onnx(path))
     if path.suffix in (".engine", ".plan"):
         return "engine", asdict(inspect_engine(path))
+    if path.name == GOLDEN:
+        return "golden samples", _golden_facts(path)
+    if path.suffix == ".json":
+        return "record", _json_facts(path)
     return "checkpoint", _checkpoint_facts(path)
+
+
+def _json_facts(path: Path) -> dict[str, object]:
+    """The top level of recipe.json, report.json and their like: values as they are, of lists and objects how many."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SoupError(f"{path}: cannot be read as JSON: {error}. Fetch it again.") from error
+    fields = document if isinstance(document, dict) else {"top level": document}
+    return {name: f"{len(one)} entries" if isinstance(one, dict | list) else one for name, one in fields.items()}
+
+
+def _golden_facts(path: Path) -> dict[str, object]:
+    golden = read_golden(path)
+    return {
+        "samples": len(golden),
+        "inputs": {name: f"{array.dtype.name} {list(array.shape)}" for name, array in golden.inputs.items()},
+        "targets": sorted(golden.targets),
+        "answers": sorted(golden.outputs),
+    }
 
 
 def _checkpoint_facts(path: Path) -> dict[str, object]:

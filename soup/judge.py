@@ -1,4 +1,4 @@
-"""Two models on the same samples: what moved, by how much, and is it more than chance. No torch, so it runs on the device."""
+"""Two models on the same samples: what moved, by how much, and is it more than chance. Runs on the device too."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from soup.tasks.classification import flips
 def paired(metric: Metric, after: Arrays, before: Arrays, *, groups: np.ndarray | None) -> Interval:
     """The metric's difference after - before with its 95 % interval, by group where samples carry one.
 
-    One statistic per sample is a mean, and compared as such; anything else is resampled through the metric's own reader.
+    One statistic per sample is a mean, and compared as such; all else is resampled through the metric's own reader.
     """
     if len(after) == 1 and all(array.ndim == 1 for array in after.values()):
         return paired_difference(*after.values(), *before.values(), groups=groups)
@@ -28,7 +28,14 @@ def paired(metric: Metric, after: Arrays, before: Arrays, *, groups: np.ndarray 
 
 
 def hop(
-    name: str, before: Evaluation, after: Evaluation, *, metric: Metric, groups: np.ndarray | None, split: str, where: str
+    name: str,
+    before: Evaluation,
+    after: Evaluation,
+    *,
+    metric: Metric,
+    groups: np.ndarray | None,
+    split: str,
+    where: str,
 ) -> tuple[Hop, Interval]:
     """One step of the way, from two full evaluations that kept their outputs (in the same order, under any names)."""
     interval = paired(metric, after.per_sample, before.per_sample, groups=groups)

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from calib.samples import list_sha256, overlaps
-from soup import SoupError
+from soup import Progress, SoupError
 from soup.build_folder import SplitRecord
 from soup.callables import resolve
 from soup.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, with_names
 from soup.config import Config
 from soup.data import Split, load_split
+from soup.files import canonical_json, sha256_bytes
 from soup.headers import Table
-from soup.models import build_model, tensor_table
+from soup.models import build_model, select_device, tensor_table
 from soup.preflight import Preflight, preflight
 from soup.preprocess import Letterbox, Preprocess
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,52 +38,80 @@ class Larder:
     notes: tuple[str, ...]
 
 
-def gather(config: Config, *, exclude: Path | None, progress: Progress) -> Larder:
+def gather(config: Config, *, exclude: Path | None, only: Collection[str] | None = None, progress: Progress) -> Larder:
     """Find, read and compare the checkpoints, and build the network they fit.
 
-    An unreadable one is refused with all others that are, or set aside (`checkpoints.on_bad_ingredient: skip`).
+    An unreadable one is refused with all others that are, or set aside (`checkpoints.on_bad_ingredient: skip`). With
+    `only`, those of these SHA-256 are taken, whatever their files are called, and the others do not matter.
     """
+    select_device(config.device)  # told now, and not once every image is decoded
     model = build_model(config.model, config.model_args, folder=config.folder)
     table = tensor_table(model)
     paths, notes = find_checkpoints(config.checkpoints.files, folder=config.folder, exclude=exclude)
-    readable, unreadable = read_all(config, paths, table=table, progress=progress)
+    readable, unreadable = _read_all(config, paths, table=table, progress=progress)
+    if only is not None:
+        readable, unreadable = _only(only, readable, looked_at=len(paths)), []
     if unreadable and config.checkpoints.on_bad_ingredient == "fail":
         raise SoupError("\n".join(reason for _, reason in unreadable))
     if not readable:
         raise SoupError("\n".join([*(reason for _, reason in unreadable), "checkpoints: none of them can be read."]))
     checked = preflight(readable, model_spec=table, on_bad=config.checkpoints.on_bad_ingredient)
-    aside = [*unreadable, *((str(path), reason) for path, reason in checked.set_aside)]
+    aside = [(path, reason.removeprefix(f"{path}: ")) for path, reason in unreadable]
+    aside += [(str(path), reason) for path, reason in checked.set_aside]
     usable = {checkpoint.sha256: checkpoint for checkpoint in checked.ingredients}
     return Larder(model, usable, checked, tuple(aside), notes)
-
-
-def read_all(
-    config: Config, paths: Sequence[Path], *, table: Table, progress: Progress
-) -> tuple[list[Checkpoint], list[tuple[str, str]]]:
-    """The checkpoints that can be read, their tensors named as in `table`, and (path, reason) of the others."""
-    readable, unreadable = [], []
-    for done, path in enumerate(paths, 1):
-        try:
-            checkpoint = read_checkpoint(path, use=config.checkpoints.use, drop=config.checkpoints.drop)
-            readable.append(with_names(checkpoint, table))
-        except SoupError as error:
-            unreadable.append((str(path), str(error)))
-        progress("reading checkpoints", done, len(paths))
-    return readable, unreadable
 
 
 def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Progress) -> dict[str, Split]:
     """The splits that val.yaml names, decoded; absent ones are left out.
 
-    Raises SoupError where they number their classes differently (a missing class folder would shift every label).
+    Raises SoupError where they number their classes differently (a missing class folder would shift every label), or
+    hold images of different shapes.
     """
     splits = {}
     for name in names:
-        source = getattr(config.data, name)
-        if source is not None:
-            splits[name] = _load_split(config, name, source, cache=cache, progress=progress)
-    _refuse_other_classes(splits)
+        if getattr(config.data, name) is not None:
+            splits[name] = open_split(config, name, cache=cache, progress=progress)
+    refuse_other_classes(splits)
+    refuse_other_shapes(splits)
     return splits
+
+
+def open_split(
+    config: Config, name: str, *, cache: Path, progress: Progress, preprocess: Preprocess | None = None
+) -> Split:
+    """One split that val.yaml names, decoded; with another `preprocess` where one is given."""
+    source = str(getattr(config.data, name))
+    is_callable = ":" in source and not (config.folder / source).exists()
+    return load_split(
+        name, resolve(source, folder=config.folder) if is_callable else source,
+        folder=config.folder, preprocess=preprocess or preprocess_of(config), cache=cache,
+        max_gb=config.data.cache.max_gb, on_bad=config.data.on_bad_sample,
+        draw=_draw(config) if name == "train" else None,
+        progress=lambda done, total: progress(f"decoding {name}", done, total),
+    )  # fmt: skip
+
+
+def refuse_other_classes(splits: Mapping[str, Split]) -> None:
+    """Raise SoupError where two splits number their classes differently."""
+    named = [(split.name, split.class_names) for split in splits.values() if split.class_names is not None]
+    for (first, classes), (second, others) in itertools.pairwise(named):
+        if differing := sorted(set(classes) ^ set(others)):
+            raise SoupError(
+                f"data.{second}: has other classes than data.{first} ('{differing[0]}' is only in one of them), "
+                "and labels are numbered by class name. Give both the same class folders (an empty one will do)."
+            )
+
+
+def refuse_other_shapes(splits: Mapping[str, Split]) -> None:
+    """Raise SoupError where two splits feed the network images of different shapes."""
+    for first, second in itertools.pairwise(splits.values()):
+        found, expected = second.images.shape[1:], first.images.shape[1:]
+        if found != expected:
+            raise SoupError(
+                f"data.{second.name}: has images of shape {found}, expected {expected} as in data.{first.name}. "
+                "Set preprocess.resize to [height, width], resize and crop, or letterbox."
+            )
 
 
 def find_overlaps(splits: Mapping[str, Split], *, max_overlap: float) -> tuple[str, ...]:
@@ -111,30 +142,33 @@ def preprocess_of(config: Config) -> Preprocess | None:
 def split_record(split: Split) -> SplitRecord:
     """The facts of a split that a build keeps."""
     groups = None if split.groups is None else len(set(split.groups.tolist()))
-    return SplitRecord(len(split), list_sha256(split.hashes), groups, split.skipped)
+    named = {**split.targets, "group": np.array([]) if split.groups is None else split.groups}
+    targets = canonical_json({name: array.tolist() for name, array in named.items()})
+    return SplitRecord(len(split), list_sha256(split.hashes), sha256_bytes(targets), groups, split.skipped)
 
 
-def _load_split(config: Config, name: str, source: str, *, cache: Path, progress: Progress) -> Split:
-    is_callable = ":" in source and not (config.folder / source).exists()
-    return load_split(
-        name, resolve(source, folder=config.folder) if is_callable else source,
-        folder=config.folder, preprocess=preprocess_of(config), cache=cache, max_gb=config.data.cache.max_gb,
-        on_bad=config.data.on_bad_sample, draw=_draw(config) if name == "train" else None,
-        progress=lambda done, total: progress(f"decoding {name}", done, total),
-    )  # fmt: skip
+def _read_all(
+    config: Config, paths: Sequence[Path], *, table: Table, progress: Progress
+) -> tuple[list[Checkpoint], list[tuple[str, str]]]:
+    """The checkpoints that can be read, their tensors named as in `table`, and (path, reason) of the others."""
+    readable, unreadable = [], []
+    for done, path in enumerate(paths, 1):
+        try:
+            checkpoint = read_checkpoint(path, use=config.checkpoints.use, drop=config.checkpoints.drop)
+            readable.append(with_names(checkpoint, table))
+        except SoupError as error:
+            unreadable.append((str(path), str(error)))
+        progress("reading checkpoints", done, len(paths))
+    return readable, unreadable
+
+
+def _only(wanted: Collection[str], found: Sequence[Checkpoint], *, looked_at: int) -> list[Checkpoint]:
+    if missing := sorted(set(wanted) - {one.sha256 for one in found}):
+        lines = (f"checkpoints.files: none of {looked_at} checkpoints has the SHA-256 {sha}." for sha in missing)
+        raise SoupError("\n".join([*lines, "The recipe averages it: restore the file, or name the folder it is in."]))
+    return [one for one in found if one.sha256 in wanted]
 
 
 def _draw(config: Config) -> int:
     """How many train images are decoded: enough to choose from once shared content is left out."""
     return 4 * config.batchnorm.samples
-
-
-def _refuse_other_classes(splits: Mapping[str, Split]) -> None:
-    named = [split for split in splits.values() if split.class_names]
-    for first, second in itertools.pairwise(named):
-        if first.class_names != second.class_names:
-            differing = sorted(set(first.class_names) ^ set(second.class_names))
-            raise SoupError(
-                f"data.{second.name}: has other classes than data.{first.name} ('{differing[0]}' is only in one of them), "
-                "and labels are numbered by class name. Give both the same class folders (an empty one will do)."
-            )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from soup import SoupError, __version__
-from soup.files import canonical_json, sha256_bytes, sha256_file, write_file
+from soup.files import canonical_json, sha256_bytes, sha256_file, shown, write_file
 from soup.gates import Check
 
 FILE_NAME = "manifest.json"
@@ -92,6 +92,16 @@ def verify_files(folder: Path) -> tuple[Check, ...]:
     return (*checks, *_device_checks(folder, manifest))
 
 
+def strangers(folder: Path) -> tuple[str, ...]:
+    """What `folder` holds beside a release's files, device/ included; all of it where the manifest is not whole."""
+    found = [*_names(folder), *[DEVICE_FOLDER] * os.path.lexists(folder / DEVICE_FOLDER)]
+    try:
+        manifest = read_manifest(folder)
+    except SoupError:
+        return tuple(found)
+    return tuple(name for name in found if name != FILE_NAME and name not in manifest.files)
+
+
 def _names(folder: Path) -> Iterator[str]:
     """Relative names of all that is no plain folder, sorted, without device/; a linked folder counts as an entry."""
     found = []
@@ -141,9 +151,8 @@ def _not_regular(path: Path) -> str:
 
 
 def _check(name: str, problem: str) -> Check:
-    shown = name.encode(errors="backslashreplace").decode()  # a file's name need not be valid UTF-8
-    message = f"'{shown}' {problem or 'is as it was sealed'}"
-    return Check(shown, "files", "hash", "fail" if problem else "pass", message)
+    message = f"'{shown(name)}' {problem or 'is as it was sealed'}"
+    return Check(shown(name), "files", "hash", "fail" if problem else "pass", message)
 
 
 def _unreadable(error: OSError) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from exporters.runtimes import Arrays, Predict
 from soup import SoupError
@@ -30,11 +31,15 @@ def build_model(spec: str, args: Mapping[str, object], *, folder: Path) -> nn.Mo
     model = call(_builder(spec, folder), where=f"model '{spec}'", **args)
     if not isinstance(model, nn.Module):
         raise SoupError(f"model '{spec}': returned {type(model).__name__}, expected a torch.nn.Module.")
+    if lazy := [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if is_lazy(tensor)]:
+        raise SoupError(
+            f"model '{spec}': '{lazy[0]}' is lazy, expected a tensor of known shape. Run it on an image first."
+        )
     return model.eval()
 
 
 def tensor_table(model: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name → (shape, dtype) of every parameter and persistent buffer, as a checkpoint of this network must have them."""
+    """Name → (shape, dtype) of every parameter and persistent buffer, as its checkpoints must have them."""
     return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in model.state_dict().items()}
 
 
@@ -47,23 +52,29 @@ def load(model: nn.Module, state: StateDict) -> None:
 
 
 def select_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where torch sees it, else the CPU. Raises SoupError (environment) when a named device is not there."""
+    """`auto` is CUDA where torch sees it, else the CPU. Raises SoupError (environment) for a device that is not there."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise SoupError(f"device: '{wanted}' was asked for, but torch sees no CUDA device here.", kind="environment")
+        message = f"device: '{wanted}' was asked for, but torch sees no CUDA device here. Set device: auto."
+        raise SoupError(message, kind="environment")
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise SoupError(f"device: '{wanted}' is not here, expected cuda:0 to cuda:{count - 1}.", kind="environment")
     return device
 
 
 def torch_predict(model: nn.Module, *, device: torch.device) -> Predict:
     """The network as a Predict: float32 arrays in, float32 arrays out, inference mode, channels_last for images."""
-    model.to(device, memory_format=torch.channels_last).eval()
+    model.to(device).to(memory_format=torch.channels_last).eval()
 
     def predict(inputs: Arrays) -> Arrays:
         with torch.inference_mode():
             tensors = {name: to_device(array, device) for name, array in inputs.items()}
-            output = model(*tensors.values()) if len(tensors) == 1 else model(**tensors)
+            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+            positional, named = (list(tensors.values()), {}) if len(tensors) == 1 else ([], tensors)
+            output = call(model, *positional, where=f"model: forward of {shapes}", **named)
             return {name: tensor.float().cpu().numpy() for name, tensor in named_outputs(output).items()}
 
     return predict
@@ -83,7 +94,9 @@ def named_outputs(output: object) -> dict[str, torch.Tensor]:
     if isinstance(output, list | tuple):
         pairs = {f"output_{index}": item for index, item in enumerate(output)}.items()
     if pairs is None or not all(isinstance(item, torch.Tensor) for _, item in pairs):
-        raise SoupError(f"model: forward returned {type(output).__name__}, expected a tensor, or a list or dict of tensors.")
+        raise SoupError(
+            f"model: forward returned {type(output).__name__}, expected a tensor, or a list or dict of tensors."
+        )
     return dict(pairs)
 
 
@@ -101,7 +114,7 @@ def _torchvision(name: str) -> Callable[..., object]:
 
     if name not in torchvision.models.list_models():
         raise SoupError(f"model: torchvision has no model '{name}'. `torchvision.models.list_models()` lists them.")
-    return lambda **args: torchvision.models.get_model(name, weights=None, **args)
+    return lambda **args: torchvision.models.get_model(name, **{"weights": None, **args})
 
 
 def _timm(name: str) -> Callable[..., object]:
@@ -111,4 +124,4 @@ def _timm(name: str) -> Callable[..., object]:
         raise SoupError("model: 'timm:' needs timm. pip install 'edgesoup[timm]'", kind="environment") from error
     if not timm.is_model(name):
         raise SoupError(f"model: timm has no model '{name}'. `timm.list_models()` lists them.")
-    return lambda **args: timm.create_model(name, pretrained=False, **args)
+    return lambda **args: timm.create_model(name, **{"pretrained": False, **args})

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from calib import CalibError
-from calib.batchnorm import Recalibration, batchnorm_layers, statistics
+from calib.batchnorm import Recalibration, batchnorm_layers
 from calib.samples import choose
-from soup import SoupError
-from soup.average import cook_to_file
+from soup import Progress, SoupError
 from soup.bookkeeping import Judged, Settled, build_record, evaluations, recipe, trial_records
 from soup.build_folder import RECIPE, SOUP, TRIALS, BuildRecord, Hop, TrialRecord, claim_folder, write_build
 from soup.build_report import build_markdown
-from soup.checkpoint import StateDict, load_state, read_checkpoint, state_sha256
+from soup.checkpoint import StateDict
 from soup.config import Config
 from soup.data import Split
 from soup.evaluate import Evaluation
-from soup.files import readable_json, staged
+from soup.files import readable_json, shown, staged
 from soup.gates import Check, Exit, Subject, exit_code, gain_gate
 from soup.judge import hop, paired
-from soup.larder import Larder, Progress, find_overlaps, gather, load_data
+from soup.larder import Larder, find_overlaps, gather, load_data
 from soup.models import select_device
 from soup.report import to_html
-from soup.score import Calibration, Kitchen, Policy, value_of
+from soup.score import Calibration, Kitchen, Policy, value_of, write_soup
 from soup.search import Found, Rule, Trial, evaluations_needed, search
 from soup.statistics import Interval
 from soup.tasks import metric_named
@@ -46,7 +48,7 @@ class BuildResult:
 def build(config: Config, out: Path, *, progress: Progress, allow_inconclusive: bool = False) -> BuildResult:
     """Search the checkpoints for the best model on val and write it, with all that an export needs, to `out`.
 
-    Raises SoupError for what the user can mend; `out` is then as it was.
+    Raises SoupError for what the user can mend; `out` is then as it was, but for the decoded images in its cache.
     """
     started = time.monotonic()
     claim_folder(out)
@@ -72,25 +74,33 @@ def cache_folder(config: Config, out: Path) -> Path:
 
 
 def open_kitchen(config: Config, larder: Larder, splits: Mapping[str, Split], *, progress: Progress) -> Kitchen:
-    """All that scoring needs, with the calibration images drawn: from train, none whose content val or test holds."""
-    calibration = None
+    """All that scoring needs, the calibration images drawn."""
     batchnorm = bool(batchnorm_layers(larder.model))
+    calibration = None
     if "train" in splits and batchnorm:
-        judging = {one for name, split in splits.items() if name != "train" for one in split.hashes}
-        train = splits["train"]
-        try:
-            order = choose(train.hashes, config.batchnorm.samples, exclude=judging, labels=train.targets.get("label"))
-        except CalibError as error:
-            raise SoupError(f"data.train: nothing to recalibrate BatchNorm on: {error}") from error
-        calibration = Calibration(train, order, config.batchnorm.batch)
+        order = draw_calibration(splits, count=config.batchnorm.samples)
+        calibration = Calibration(splits["train"], order, config.batchnorm.batch)
     metric, count = metric_named(config.task, config.metric), len(larder.ingredients)
     rule = Rule(metric.higher_is_better, config.search.min_gain)
+    policy: Policy = config.search.bn_policy if calibration else "averaged"
+    candidates = evaluations_needed(count, config.search.methods)
+    recalibrated = len(calibration.order) if calibration and policy == "recalibrated" else 0
     return Kitchen(
         model=larder.model, device=select_device(config.device), ingredients=larder.ingredients,
-        dtype=config.checkpoints.dtype, policy=config.search.bn_policy, batchnorm=batchnorm, calibration=calibration,
-        val=splits["val"], metric=metric, rule=rule, batch=EVALUATION_BATCH,
-        planned=evaluations_needed(count, config.search.methods), progress=progress,
+        dtype=config.checkpoints.dtype, batchnorm=batchnorm, calibration=calibration,
+        policy=policy, val=splits["val"], metric=metric, rule=rule, batch=EVALUATION_BATCH,
+        planned=candidates * len(splits["val"]) + (candidates - count) * recalibrated, progress=progress,
     )  # fmt: skip
+
+
+def draw_calibration(splits: Mapping[str, Split], *, count: int) -> np.ndarray:
+    """Indices of the train images that BatchNorm sees again: classes in proportion, none that val or test holds."""
+    train = splits["train"]
+    judging = {one for name, split in splits.items() if name != "train" for one in split.hashes}
+    try:
+        return choose(train.hashes, count, exclude=judging, labels=train.targets.get("label"))
+    except CalibError as error:
+        raise SoupError(f"data.train: nothing to recalibrate BatchNorm on: {error}") from error
 
 
 def settle(kitchen: Kitchen, trial: Trial) -> Settled:
@@ -116,7 +126,7 @@ def judge(config: Config, kitchen: Kitchen, splits: Mapping[str, Split], found: 
     winner = settled.evaluation if split.name == "val" else kitchen.evaluate(split)
     kitchen.prepare(found.singles[0].weights, "own")
     single_on_val = kitchen.with_outputs(found.singles[0].weights)
-    single = single_on_val if split.name == "val" else kitchen.evaluate(split)
+    single = single_on_val if split.name == "val" else kitchen.evaluate(split, whose="the best single")
     interval = paired(metric, winner.per_sample, single.per_sample, groups=split.groups)
     checks = _gain_checks(config, kitchen, settled.trial, interval, split)
     return Judged(split.name, single, winner, interval, single_on_val, _hops(kitchen, settled, single_on_val), checks)
@@ -154,7 +164,7 @@ def _hops(kitchen: Kitchen, settled: Settled, single: Evaluation) -> tuple[Hop, 
     return tuple(
         hop(f"{one} → {other}", before, after, metric=kitchen.metric, groups=kitchen.val.groups, split="val",
             where=f"torch on {kitchen.device}")[0]
-        for (one, before), (other, after) in zip(steps, steps[1:], strict=False)
+        for (one, before), (other, after) in itertools.pairwise(steps)
     )  # fmt: skip
 
 
@@ -163,17 +173,11 @@ def _write(
     judged: Judged,
 ) -> None:  # fmt: skip
     """Everything under a temporary name first, the recipe last; what was written is read back and compared."""
-    replaced = statistics(kitchen.model, settled.recalibration.layers) if settled.recalibration else {}
     with staged(out, last=RECIPE) as stage:
-        cook_to_file(
-            settled.trial.weights, kitchen.ingredients, stage / SOUP, dtype=kitchen.dtype, metadata={"format": "pt"},
-            replace={name: settled.state[name] for name in replaced},
-        )  # fmt: skip
-        if state_sha256(load_state(read_checkpoint(stage / SOUP))) != record.state_sha256:
-            raise AssertionError(f"{out / SOUP}: what was written is not what was scored")
+        write_soup(stage / SOUP, kitchen, settled.trial.weights, state=settled.state, measured=settled.recalibration)
         (stage / TRIALS).write_bytes(readable_json([asdict(trial) for trial in trials]))
         (stage / RECIPE).write_bytes(readable_json(recipe(kitchen, found, settled, record.state_sha256)))
-        markdown = build_markdown(record, trials)
+        markdown = shown(build_markdown(record, trials))
         (stage / "report.md").write_text(markdown, encoding="utf-8")
         (stage / "report.html").write_text(to_html(markdown, title="soup build"), encoding="utf-8")
         write_build(stage, record, evaluations(found, settled, judged))

@@ -98,7 +98,10 @@ def _rgb(image: object, backend: Backend) -> np.ndarray:
         return _read_cv2(image) if backend == "cv2" else _read_pil(image)
     if hasattr(image, "convert"):  # a PIL image, whatever the backend; its pixels may still have to be read
         return _read_pil(cast("PIL.Image.Image", image))
-    pixels = np.asarray(image)
+    try:
+        pixels = np.asarray(image)
+    except ValueError as error:  # rows of different lengths
+        raise SoupError(f"the image is {type(image).__name__} that makes no array") from error
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):

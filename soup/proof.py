@@ -1,4 +1,4 @@
-"""What an opened artifact is asked wherever it runs, at export and on the device: its outputs, its metric, its latency."""
+"""What an artifact is asked wherever it is opened, at export and on the device: its outputs, its latency."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from exporters.engine import open_engine
 from exporters.latency import Latency, measure
+from exporters.onnx_to_tensorrt import EngineBuild
 from exporters.parity import FP32_TOLERANCE, compare_outputs
-from exporters.runtimes import Arrays, Predict, Runtime, RuntimeInfo, TensorInfo, open_onnx
+from exporters.runtimes import Arrays, Predict, Runtime, RuntimeInfo, TensorInfo, device_name, open_onnx
 from soup.build_folder import Hop
 from soup.gates import Check, Place, Quantile, State, Subject, latency_gate, outputs_gate
 
 WARMUP, ITERATIONS, MAX_SECONDS = 20, 500, 20.0  # 500 calls can bear a p99 (459 are needed); slow models stop by time
+TIMED = f"{ITERATIONS} calls or {MAX_SECONDS:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,19 @@ class Proof:
     provider: str
     device: str
     proved: tuple[str, ...]
+
+    @property
+    def ran(self) -> bool:
+        """Whether it was executed, and not only built."""
+        return "outputs" in self.proved
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyRule:
+    """`gates.latency`: limits in milliseconds by percentile (50, 90, 99), and the place that they hold for."""
+
+    limits_ms: Mapping[int, float]
+    wanted: Place
 
 
 @dataclass(slots=True)
@@ -85,6 +100,25 @@ def proof_of(artifact: Artifact, info: RuntimeInfo, *, proved: tuple[str, ...]) 
     return Proof(artifact.file, info.runtime, info.version, info.provider, info.device, proved)
 
 
+def built_proof(file: str, engine: EngineBuild) -> Proof:
+    """What a build alone shows of an engine."""
+    layers = "layers not readable" if engine.layers is None else f"{engine.layers} layers read back"
+    proved = (f"built for {_target(engine)}", layers)
+    return Proof(file, engine.flavour, engine.version, "ahead of time", device_name(), proved)
+
+
+def built_check(engine: EngineBuild) -> Check:
+    """The build as a check that passed, with its figures."""
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.dtypes.items())
+    layers = "layers not readable" if engine.layers is None else f"{engine.layers} layers ({dtypes})"
+    message = (
+        f"{engine.flavour} {engine.version} built it for {_target(engine)}: {layers}, "
+        f"{engine.size_bytes / 1e6:.1f} MB, {engine.seconds:.1f} s, "
+        f"peak memory {engine.peak_memory_bytes / 1e6:.0f} MB"
+    )
+    return Check("engine", "ONNX → engine", "build", "pass", message, where=engine.flavour)
+
+
 def as_fed(inputs: Arrays, expected: Sequence[TensorInfo]) -> dict[str, np.ndarray]:
     """A network's inputs under the graph's names and in its dtypes, by position."""
     pairs = zip(expected, inputs.values(), strict=True)
@@ -108,19 +142,15 @@ def outputs_check(reference: Arrays, answers: Arrays, subject: Subject, *, limit
 
 def prove_latency(
     runtime: Runtime, artifact: Artifact, inputs: Arrays, findings: Findings, *,
-    gates: Mapping[str, Any], device: str | None,
+    rule: LatencyRule | None, device: str | None,
 ) -> None:  # fmt: skip
     """Time the runtime and judge it by `gates.latency`, where one is set."""
     latency = findings.latency[artifact.file] = time_runtime(runtime, inputs, artifact)
-    gate = gates.get("latency")
-    if gate is None:
-        return
-    actual = place_of(runtime.info, device=device)
-    limits = {name: gate[name] for name in ("p50_ms", "p90_ms", "p99_ms") if gate.get(name) is not None}
-    findings.checks += latency_checks(
-        latency, limits, Subject(artifact.file, "gate", str(actual)),
-        wanted=Place(gate["runtime"], gate["device"]), actual=actual,
-    )  # fmt: skip
+    if rule is not None:
+        actual = place_of(runtime.info, device=device)
+        findings.checks += latency_checks(
+            latency, Subject(artifact.file, "gate", str(actual)), rule=rule, actual=actual
+        )
 
 
 def time_runtime(runtime: Runtime, inputs: Arrays, artifact: Artifact) -> Latency:
@@ -138,16 +168,21 @@ def time_runtime(runtime: Runtime, inputs: Arrays, artifact: Artifact) -> Latenc
     )
 
 
-def latency_checks(
-    latency: Latency, limits: Mapping[str, float], subject: Subject, *, wanted: Place, actual: Place
-) -> tuple[Check, ...]:
-    """One check per limit of `gates.latency` ("p50_ms", "p90_ms", "p99_ms")."""
+def latency_checks(latency: Latency, subject: Subject, *, rule: LatencyRule, actual: Place) -> tuple[Check, ...]:
+    """One check per limit of the rule."""
     measured = {
-        "p50_ms": Quantile(50, latency.p50_ms, latency.p50_upper_ms, latency.samples),
-        "p90_ms": Quantile(90, latency.p90_ms, latency.p90_upper_ms, latency.samples),
-        "p99_ms": Quantile(99, latency.p99_ms, latency.p99_upper_ms, latency.samples),
+        50: (latency.p50_ms, latency.p50_upper_ms),
+        90: (latency.p90_ms, latency.p90_upper_ms),
+        99: (latency.p99_ms, latency.p99_upper_ms),
     }
     return tuple(
-        latency_gate(measured[name], subject, limit_ms=limit, wanted=wanted, actual=actual)
-        for name, limit in limits.items()
-    )
+        latency_gate(
+            Quantile(percent, *measured[percent], latency.samples), subject,
+            limit_ms=limit, wanted=rule.wanted, actual=actual,
+        )
+        for percent, limit in rule.limits_ms.items()
+    )  # fmt: skip
+
+
+def _target(engine: EngineBuild) -> str:
+    return ", ".join(engine.compute_capabilities) or "any GPU from Ampere on"

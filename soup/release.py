@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, cast
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from exporters import ExportError
 from exporters.latency import Latency
 from exporters.plan import plan_flavour
 from exporters.runtimes import Arrays, RuntimeInfo, TensorInfo
-from soup import SoupError
-from soup.files import sha256_file, staged
+from soup import Progress, SoupError, silent
+from soup.build_folder import claim_folder
+from soup.files import finite, sha256_file, staged
 from soup.gates import Check, Exit, State, Subject, accuracy_gate, exit_code, require_gates
-from soup.golden import Golden, read_golden
+from soup.golden import GOLDEN, Golden, read_golden
 from soup.judge import paired
-from soup.manifest import read_manifest, verify_files
-from soup.proof import Artifact, Findings, Proof, open_artifact, outputs_check, place_of, proof_of, prove_latency, time_runtime
-from soup.release_report import write_reports
+from soup.manifest import FILE_NAME, read_manifest, verify_files
+from soup.proof import (
+    TIMED,
+    Artifact,
+    Findings,
+    open_artifact,
+    outputs_check,
+    place_of,
+    proof_of,
+    prove_latency,
+    time_runtime,
+)
+from soup.release_facts import ReleaseFacts, facts_of, latency_rule
+from soup.release_report import NAMES, Heading, write_reports
 from soup.tasks import Metric, metric_named
-
-GOLDEN = "golden.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +43,9 @@ class VerifyResult:
 
     release: Path
     digest: str | None  # None where the manifest itself is damaged
-    golden_values: Mapping[str, float]
+    metric: str | None  # None where the manifest itself is damaged
+    metric_unit: str
+    golden_values: Mapping[str, float | None]
     findings: Findings
     exit_code: Exit
 
@@ -49,123 +60,157 @@ class BenchResult:
 
 
 def verify(
-    release: Path, *, out: Path | None = None, device: str | None = None, allow_inconclusive: bool = False
-) -> VerifyResult:
+    release: Path, *, out: Path | None = None, device: str | None = None, allow_inconclusive: bool = False,
+    progress: Progress = silent,
+) -> VerifyResult:  # fmt: skip
     """Check every hash, then run what can run here on the golden samples; reads only, but for the reports in `out`.
 
-    Nothing is opened when a hash is wrong: an engine is executable code. Verdicts that need all of val are the export's,
-    repeated here where the golden samples are all of it. Raises SoupError for a folder that is no release.
+    Nothing is opened when a hash is wrong: an engine is executable code. Verdicts that need all of val are the
+    export's, repeated here where the golden samples are all of it. Raises SoupError for a folder that is no release.
     """
-    findings = Findings(checks=list(verify_files(release)))
-    if any(check.verdict == "fail" for check in findings.checks):
-        code = exit_code(findings.checks)
-        return VerifyResult(release, None, {}, findings, code)
-    manifest = read_manifest(release)
-    facts = cast("Mapping[str, Any]", manifest.facts)
-    golden = read_golden(release / GOLDEN)
-    metric = metric_named(facts["task"], facts["metric"])
-    values = {"torch": _golden_value(metric, golden.outputs["torch"], golden)}
-    findings.checks += _recorded_checks(facts)
-    for artifact in TypeAdapter(tuple[Artifact, ...]).validate_python(facts["artifacts"]):
-        value = _prove_again(release, artifact, golden, metric, facts, findings, device=device)
-        values |= {artifact.file: value} if value is not None else {}
-    findings.checks += _required(facts, findings)
-    code = exit_code(findings.checks, allow_inconclusive=allow_inconclusive)
     if out is not None:
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        here = {**facts, "created": created, "exit_code": int(code), "split": "the golden samples"}
-        _write(out, release, here, findings, unit=metric.unit)
-    return VerifyResult(release, manifest.self_sha256, values, findings, code)
+        _refuse_inside(out, release)
+        claim_folder(out, ours=NAMES, command="soup verify")
+    findings = Findings(checks=list(verify_files(release)))
+    intact = all(check.verdict == "pass" for check in findings.checks)
+    manifest = read_manifest(release) if findings.checks[0].verdict == "pass" else None
+    facts = facts_of(manifest, where=release) if manifest else None
+    values = _prove_all(release, facts, findings, device=device, progress=progress) if facts and intact else {}
+    code = exit_code(findings.checks, allow_inconclusive=allow_inconclusive)
+    heading = _heading(facts, code)
+    if out is not None:
+        with staged(out, last="report.json") as stage:
+            write_reports(stage, heading, findings)
+    digest, metric = manifest.self_sha256 if manifest else None, heading.metric.name if heading.metric else None
+    return VerifyResult(release, digest, metric, heading.unit, values, findings, code)
 
 
-def bench(model: Path, *, batch: int) -> BenchResult:
+def bench(model: Path, *, batch: int | None = None, progress: Progress = silent) -> BenchResult:
     """Latency of an ONNX file, an engine, or a release's ONNX model, on random inputs (uniform in 0..1, seed 0).
 
-    Raises SoupError or ExportError for a file that cannot be opened here.
+    `batch` is samples per call, None the graph's own (1 where it is dynamic). Raises SoupError or ExportError for a
+    file that cannot be opened here, or whose hash is not the one in the manifest beside it.
     """
     path = model / "model.onnx" if model.is_dir() else model
     if not path.is_file():
         raise SoupError(f"{path}: not found, expected an .onnx file, an engine, or a release folder.")
-    kind: Literal["onnx", "engine"] = "engine" if plan_flavour(path.read_bytes()) or path.suffix == ".engine" else "onnx"
-    artifact = Artifact(path.name, kind, sha256_file(path), batch)
+    engine = path.suffix == ".engine" or plan_flavour(path.read_bytes()) is not None
+    artifact = Artifact(path.name, "engine" if engine else "onnx", _expected_sha256(path), batch or 1)
     with open_artifact(path.parent, artifact) as runtime:
-        inputs = _random_inputs(runtime.inputs, batch)
+        artifact = replace(artifact, batch=_bench_batch(path, runtime.inputs, batch))
+        inputs = _random_inputs(runtime.inputs, artifact.timed_batch)
+        progress(f"timing {artifact.file}: {TIMED}", 0, 0)
         return BenchResult(path, runtime.info, time_runtime(runtime, inputs, artifact))
 
 
+def _prove_all(
+    release: Path, facts: ReleaseFacts, findings: Findings, *, device: str | None, progress: Progress
+) -> dict[str, float | None]:
+    """The metric on the golden samples by artifact, torch at export included; findings grow by what is found."""
+    golden = read_golden(release / GOLDEN)
+    metric = metric_named(facts.task, facts.metric)
+    values = {"torch": _golden_value(metric, golden.outputs["torch"], golden)}
+    findings.checks += _recorded_checks(facts)
+    for artifact in facts.artifacts:
+        _prove_again(release, artifact, golden, metric, facts, findings, device=device, progress=progress)
+    findings.checks += _required(facts, findings)
+    return values | findings.values
+
+
 def _prove_again(
-    release: Path, artifact: Artifact, golden: Golden, metric: Metric, facts: Mapping[str, Any], findings: Findings, *,
-    device: str | None,
-) -> float | None:  # fmt: skip
-    """Run one artifact on the golden samples; None where nothing here can, which is a note and no failure."""
+    release: Path, artifact: Artifact, golden: Golden, metric: Metric, facts: ReleaseFacts, findings: Findings, *,
+    device: str | None, progress: Progress,
+) -> None:  # fmt: skip
+    """Run one artifact on the golden samples; where nothing here can, that is a note and no failure."""
     try:
         with open_artifact(release, artifact) as runtime:
             answers = runtime(golden.inputs)
             where = str(place_of(runtime.info, device=device))
-            for reference in dict.fromkeys(("torch", artifact.file)):
+            for reference in ("torch", artifact.file):
                 if reference in golden.outputs:
                     subject = Subject(artifact.file, f"{reference} at export → {artifact.label} here", where)
-                    checks = outputs_check(golden.outputs[reference], answers, subject, limit=facts["tolerance"])
-                    findings.checks.append(checks)
+                    findings.checks.append(
+                        outputs_check(golden.outputs[reference], answers, subject, limit=facts.tolerance)
+                    )
             findings.checks += _accuracy_again(metric, answers, golden, facts, Subject(artifact.file, "gate", where))
-            prove_latency(runtime, artifact, golden.inputs, findings, gates=facts["gates"], device=device)
-            proof = proof_of(artifact, runtime.info, proved=("outputs", "golden metric", "latency"))
+            rule = latency_rule(facts.gates)
+            progress(f"timing {artifact.file}: {TIMED}", 0, 0)
+            prove_latency(runtime, artifact, golden.inputs, findings, rule=rule, device=device)
+            findings.verified.append(proof_of(artifact, runtime.info, proved=("outputs", "golden metric", "latency")))
     except ExportError as error:
         if error.kind != "environment":
             raise
-        findings.notes.append(f"{artifact.file} was not run here: {error}")
-        return None
-    findings.verified.append(proof)
-    value = findings.values[artifact.file] = _golden_value(metric, answers, golden)
-    return value
+        reason = str(error).removeprefix(f"{release / artifact.file}: ")
+        findings.notes.append(f"{artifact.file} was not run here: {reason}")
+    else:
+        findings.values[artifact.file] = _golden_value(metric, answers, golden)
 
 
-def _golden_value(metric: Metric, answers: Arrays, golden: Golden) -> float:
-    return metric.reduce(metric.per_sample(answers, golden.targets))
+def _golden_value(metric: Metric, answers: Arrays, golden: Golden) -> float | None:
+    return finite(metric.reduce(metric.per_sample(answers, golden.targets)))
 
 
 def _accuracy_again(
-    metric: Metric, answers: Arrays, golden: Golden, facts: Mapping[str, Any], subject: Subject
+    metric: Metric, answers: Arrays, golden: Golden, facts: ReleaseFacts, subject: Subject
 ) -> tuple[Check, ...]:
-    """The accuracy gate again, where the golden samples are all of the split; a few of them, the hardest among them,
-    would judge too harshly."""
-    gate, share = facts["gates"].get("accuracy"), facts["golden"]
-    if gate is None or not golden.best_single or share["count"] < share["of"]:
+    """The accuracy gate again, where the golden samples are all of val; a few of them, the hardest among them, would
+    judge too harshly."""
+    gate = facts.gates.accuracy
+    if gate is None or not facts.golden.can_judge:
         return ()
     interval = paired(metric, metric.per_sample(answers, golden.targets), golden.best_single, groups=None)
-    return (accuracy_gate(interval, subject, max_drop=gate["max_drop"], higher_is_better=metric.higher_is_better,
+    return (accuracy_gate(interval, subject, max_drop=gate.max_drop, higher_is_better=metric.higher_is_better,
                           unit=metric.unit),)  # fmt: skip
 
 
-def _recorded_checks(facts: Mapping[str, Any]) -> list[Check]:
+def _recorded_checks(facts: ReleaseFacts) -> list[Check]:
     """Verdicts of the export that need its data: accuracy, gain, and what was built."""
-    recorded = TypeAdapter(list[Check]).validate_python(facts["checks"])
-    return [
-        replace(check, hop=f"at export: {check.hop}") for check in recorded if check.kind in ("accuracy", "gain", "build")
-    ]
+    kinds = ("accuracy", "gain", "build")
+    return [replace(check, hop=f"at export: {check.hop}") for check in facts.checks if check.kind in kinds]
 
 
-def _required(facts: Mapping[str, Any], findings: Findings) -> tuple[Check, ...]:
+def _required(facts: ReleaseFacts, findings: Findings) -> tuple[Check, ...]:
     """`gates.require` from what the export proved and what ran here; nothing run at all is always open."""
-    proofs = [*TypeAdapter(list[Proof]).validate_python(facts["verified"]), *findings.verified]
-    kinds = {artifact["file"]: artifact["kind"] for artifact in facts["artifacts"]}
-    done: dict[str, State] = {}
-    if "engine" in kinds.values():
-        done["engine"] = "done"
-    for proof in proofs:
-        done["onnx" if kinds[proof.artifact] == "onnx" else "device"] = "done"
-    checks = require_gates(facts["gates"]["require"], done)
+    kinds = {artifact.file: artifact.kind for artifact in facts.artifacts}
+    done: dict[str, State] = {"engine": "done"} if "engine" in kinds.values() else {}
+    for proof in (*facts.verified, *findings.verified):
+        if proof.ran:
+            done["onnx" if kinds[proof.artifact] == "onnx" else "device"] = "done"
+    checks = require_gates(facts.gates.require, done)
     if findings.verified:
         return checks
     message = "nothing could be run here: " + "; ".join(findings.notes)
     return (*checks, Check("runtime", "golden", "require", "pending", message))
 
 
-def _write(out: Path, release: Path, facts: Mapping[str, object], findings: Findings, *, unit: str) -> None:
-    if out.resolve() == release.resolve() or release.resolve() in out.resolve().parents:
+def _refuse_inside(out: Path, release: Path) -> None:
+    inner, outer = Path(os.path.realpath(out)), Path(os.path.realpath(release))
+    if outer in (inner, *inner.parents):
         raise SoupError(f"{out}: is inside the release, whose manifest would no longer hold. Choose another -o.")
-    with staged(out, last="report.json") as stage:
-        write_reports(stage, facts, findings, title="Verification report", unit=unit)
+
+
+def _heading(facts: ReleaseFacts | None, code: Exit) -> Heading:
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    recipe, metric = (facts.recipe_sha256, metric_named(facts.task, facts.metric)) if facts else (None, None)
+    return Heading("Verification report", created, code, recipe, metric, "the golden samples")
+
+
+def _expected_sha256(path: Path) -> str:
+    """The hash in the manifest beside the file, where it lies in a release; else its own."""
+    if (path.parent / FILE_NAME).is_file():
+        listed = read_manifest(path.parent).files.get(path.name)
+        if listed is not None:
+            return listed.sha256
+    return sha256_file(path)
+
+
+def _bench_batch(path: Path, infos: Sequence[TensorInfo], asked: int | None) -> int:
+    own = infos[0].shape[0]
+    if not isinstance(own, int):
+        return asked or 1
+    if asked not in (None, own):
+        raise SoupError(f"{path}: takes {own} samples per call, expected --batch {own} and not {asked}. Leave it out.")
+    return own
 
 
 def _random_inputs(infos: Sequence[TensorInfo], batch: int) -> dict[str, np.ndarray]:

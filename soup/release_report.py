@@ -3,62 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from exporters.latency import Latency
 from soup import __version__
 from soup.build_folder import Hop
 from soup.build_report import difference_text, hop_row
 from soup.files import readable_json, sha256_file
-from soup.gates import Check
+from soup.gates import Check, Exit, Verdict
 from soup.proof import Findings, Proof
 from soup.report import FileRow, LatencyRow, ReleaseReport, junit, release_markdown, to_html, value_text
+from soup.tasks import Metric
 
 SCHEMA_VERSION = 1
 NAMES = ("report.md", "report.html", "report.json", "junit.xml")
 
 
-def write_reports(folder: Path, facts: Mapping[str, object], findings: Findings, *, title: str, unit: str) -> None:
-    """Write the four reports into `folder`; `facts` are the manifest's, `unit` the metric's."""
-    markdown = release_markdown(_report(folder, facts, findings, title=title, unit=unit))
-    (folder / "report.md").write_text(markdown, encoding="utf-8")
-    (folder / "report.html").write_text(to_html(markdown, title=title), encoding="utf-8")
-    (folder / "report.json").write_bytes(readable_json(report_json(findings, facts)))
-    cases = [*(_hop_case(hop, unit=unit) for hop in findings.hops), *findings.checks]
-    properties = {"soup_version": __version__, "recipe_sha256": str(facts["recipe_sha256"])}
-    (folder / "junit.xml").write_bytes(junit(cases, suite="soup", properties=properties))
+@dataclass(frozen=True, slots=True)
+class Heading:
+    """What a report says beside the findings; `metric` and `recipe_sha256` are None where the manifest is damaged."""
+
+    title: str
+    created: str
+    exit_code: Exit
+    recipe_sha256: str | None
+    metric: Metric | None
+    split: str  # what `findings.values` were measured on
+
+    @property
+    def unit(self) -> str:
+        """The metric's."""
+        return self.metric.unit if self.metric else ""
 
 
-def report_json(findings: Findings, facts: Mapping[str, object]) -> dict[str, object]:
+@dataclass(frozen=True, slots=True)
+class ReportRecord:
     """report.json: every figure of the report, for a pipeline."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "created": facts["created"],
-        "exit_code": facts["exit_code"],
-        "checks": [asdict(check) for check in findings.checks],
-        "hops": [asdict(hop) for hop in findings.hops],
-        "values": findings.values,
-        "latency": {name: asdict(latency) for name, latency in findings.latency.items()},
-        "verified": [asdict(proof) for proof in findings.verified],
-        "notes": findings.notes,
-    }
+
+    schema_version: int
+    created: str
+    exit_code: int
+    checks: tuple[Check, ...]
+    hops: tuple[Hop, ...]
+    values: Mapping[str, float | None]
+    latency: Mapping[str, Latency]
+    verified: tuple[Proof, ...]
+    notes: tuple[str, ...]
+
+
+def write_reports(folder: Path, heading: Heading, findings: Findings) -> None:
+    """Write the four reports into `folder`; the other files there are listed with their hashes."""
+    markdown = release_markdown(_report(folder, heading, findings))
+    (folder / "report.md").write_text(markdown, encoding="utf-8")
+    (folder / "report.html").write_text(to_html(markdown, title=heading.title), encoding="utf-8")
+    (folder / "report.json").write_bytes(readable_json(asdict(_record(heading, findings))))
+    gate = _accuracy_verdict(findings)
+    cases = [*(_hop_case(hop, gate=gate, unit=heading.unit) for hop in findings.hops), *findings.checks]
+    properties = {"soup_version": __version__, "recipe_sha256": heading.recipe_sha256 or "unknown"}
+    (folder / "junit.xml").write_bytes(junit(cases, suite="soup", properties=properties))
 
 
 def proof_sentence(proof: Proof) -> str:
     """One line of "what was proved where"."""
-    return f"{proof.artifact}: {', '.join(proof.proved)} on {proof.runtime} {proof.version} ({proof.provider}), {proof.device}"
+    where = f"{proof.runtime} {proof.version} ({proof.provider}), {proof.device}"
+    return f"{proof.artifact} by {where}: {', '.join(proof.proved)}"
 
 
-def _report(
-    folder: Path, facts: Mapping[str, object], findings: Findings, *, title: str, unit: str
-) -> ReleaseReport:
-    shown = [("recipe", str(facts["recipe_sha256"])), ("metric", str(facts["metric"]))]
-    shown += [(f"{name} on {facts['split']}", value_text(value, unit=unit)) for name, value in findings.values.items()]
+def _record(heading: Heading, findings: Findings) -> ReportRecord:
+    return ReportRecord(
+        SCHEMA_VERSION, heading.created, int(heading.exit_code), tuple(findings.checks), tuple(findings.hops),
+        findings.values, findings.latency, tuple(findings.verified), tuple(findings.notes),
+    )  # fmt: skip
+
+
+def _report(folder: Path, heading: Heading, findings: Findings) -> ReleaseReport:
+    unit = heading.unit
+    shown = [("recipe", heading.recipe_sha256 or "unknown")]
+    shown += [("metric", heading.metric.name)] if heading.metric else []
+    shown += [(f"{name} on {heading.split}", value_text(value, unit=unit)) for name, value in findings.values.items()]
     open_ends = [check.message for check in findings.checks if check.verdict == "pending"]
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in NAMES]
     return ReleaseReport(
-        title=title,
-        date=str(facts["created"]),
+        title=heading.title,
+        date=heading.created,
         facts=tuple(shown),
         checks=tuple(findings.checks),
         unit=unit,
@@ -71,12 +99,21 @@ def _report(
 
 
 def _where(findings: Findings, artifact: str) -> str:
-    proof = next((proof for proof in findings.verified if proof.artifact == artifact), None)
+    proof = next((proof for proof in findings.verified if proof.artifact == artifact and proof.ran), None)
     return f"{proof.runtime} on {proof.device}" if proof else ""
 
 
-def _hop_case(hop: Hop, *, unit: str) -> Check:
-    """A hop as a JUnit case: it fails where the metric fell for certain; undecided is no verdict against it."""
-    worse = hop.difference.verdict == "worse"
-    message = f"{difference_text(hop.difference, unit=unit)} on {hop.split}"
-    return Check(hop.name, "hop", "accuracy", "fail" if worse else "pass", message, hop.after, None, unit, hop.where)
+def _accuracy_verdict(findings: Findings) -> Verdict:
+    verdicts = [check.verdict for check in findings.checks if check.kind == "accuracy"]
+    order: tuple[Verdict, ...] = ("fail", "inconclusive")
+    return next((verdict for verdict in order if verdict in verdicts), "pass")
+
+
+def _hop_case(hop: Hop, *, gate: Verdict, unit: str) -> Check:
+    """A hop as a JUnit case: one that lost accuracy for certain shares the gate's verdict, as a cause of it.
+
+    A loss that a later hop makes good (averaged BatchNorm statistics before they are measured again) blocks nothing.
+    """
+    verdict = gate if hop.difference.verdict == "worse" else "pass"
+    message = f"{difference_text(hop.difference, unit=unit)} on {hop.split}: {hop.difference.verdict}"
+    return Check(hop.name, "hop", "accuracy", verdict, message, hop.after, None, unit, hop.where)

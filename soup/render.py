@@ -1,30 +1,33 @@
-"""All terminal output: results as text or one JSON document, failures as one sentence, progress as a bar or plain lines."""
+"""What the terminal shows of a command: its result as text or as one JSON document, a failure as one sentence."""
 
 from __future__ import annotations
 
-import os
 import sys
-import time
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from soup.files import readable_json
+from soup.files import readable_json, shown
 from soup.gates import Check, Exit
+from soup.progress import duration_text, say
 
 if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and may need torch
     from soup.check import CheckResult
     from soup.doctor import Facts
+    from soup.estimate import Estimate
+    from soup.expect import Comparison
     from soup.inspect import Inspection
     from soup.pipeline import BuildResult
+    from soup.recook import Recooked
     from soup.release import BenchResult, VerifyResult
     from soup.ship import ExportResult
+    from soup.starter import InitResult
 
 SCHEMA_VERSION = 1
-Progress = Callable[[str, int, int], None]
-_PLAIN_SECONDS = 10.0  # how often a log without a terminal gets a line
+_LONGEST = 600  # characters of a line on a terminal, where what scrolls away is lost; logs and --json get all of it
+_LABEL = 13  # characters that a line's verdict or kind takes up
 _STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "pending": "cyan"}
 
 
@@ -43,57 +46,40 @@ def show(command: str, result: object, *, code: int, json: bool) -> None:
 def failure(command: str, message: str, *, code: int, json: bool) -> None:
     """What went wrong, on stderr; with `json` a document on stdout too."""
     for line in message.splitlines():
-        print(f"soup {command}: {line}", file=sys.stderr)  # noqa: T201  (this is the module that prints)
+        say(f"soup {command}: {_cut(line)}", sys.stderr)
     if json:
         error = {"code": int(code), "message": message}
         _document({"schema_version": SCHEMA_VERSION, "command": command, "exit_code": int(code), "error": error})
 
 
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """A callback (what, done, total): a bar with the remaining time on a terminal, plain lines elsewhere; on stderr."""
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield _plain_progress(sys.stderr, time.monotonic)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
-
-    with Bar(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        console=Console(stderr=True), transient=True,
-    ) as bar:  # fmt: skip
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total or None)
-            bar.update(tasks[what], completed=done, total=total or None)
-
-        yield report
-
-
-def _plain_progress(stream: TextIO, clock: Callable[[], float]) -> Progress:
-    """A line when a stage begins, and then one at most every ten seconds."""
-    last: dict[str, float] = {}
-
-    def report(what: str, done: int, total: int) -> None:
-        now = clock()
-        if what in last and now - last[what] < _PLAIN_SECONDS:
-            return
-        last[what] = now
-        print(f"{what}: {done}/{total}" if total else what, file=stream, flush=True)
-
-    return report
+def _cut(line: str) -> str:
+    more = len(line) - _LONGEST
+    if more <= 0 or not sys.stderr.isatty():
+        return line
+    return f"{line[:_LONGEST]} … ({more:,} more characters; --json prints all)"
 
 
 def _document(value: Mapping[str, object]) -> None:
-    sys.stdout.write(readable_json(value).decode())
+    say(readable_json(value).decode().rstrip(), sys.stdout)
 
 
 def _print(line: str) -> None:
     from rich.console import Console
 
-    Console(highlight=False, soft_wrap=True).print(line, markup=False, style=_style(line))
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
+    text = _wrapped(shown(line), width=console.width) if sys.stdout.isatty() else shown(line)
+    with console.capture() as captured:
+        console.print(text, markup=False, style=_style(line), end="")
+    say(captured.get(), sys.stdout)
+
+
+def _wrapped(line: str, *, width: int) -> str:
+    """Broken between words, the rest below the text and not below its label; a log's lines stay whole for grep."""
+    labelled = "  " in line[:_LABEL] or line.startswith("inconclusive ")
+    indent = " " * _LABEL if labelled else ""
+    return textwrap.fill(
+        line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _style(line: str) -> str | None:
@@ -108,7 +94,7 @@ def _check_lines(checks: tuple[Check, ...] | list[Check]) -> Iterator[str]:
             yield f"{check.verdict:<13}{check.name}, {check.hop}: {check.message}"
     hashes = sum(check.kind == "hash" and check.verdict == "pass" for check in checks)
     if hashes:
-        yield f"{'pass':<13}{hashes} files are as they were sealed"
+        yield f"{'pass':<13}{hashes} {'files are as they were' if hashes > 1 else 'file is as it was'} sealed"
 
 
 def _build(result: BuildResult) -> Iterator[str]:
@@ -122,15 +108,19 @@ def _build(result: BuildResult) -> Iterator[str]:
     yield f"wrote {result.folder}/soup.safetensors, recipe.json, report.html ({result.record.seconds:.0f} s)"
 
 
+def _recook(result: Recooked) -> Iterator[str]:
+    yield f"cooked {len(result.ingredients)} checkpoints again: the state SHA-256 is {result.state_sha256}, as recorded"
+    yield f"wrote {result.folder}/soup.safetensors, recipe.json"
+
+
 def _export(result: ExportResult) -> Iterator[str]:
     from soup.build_report import difference_text
 
-    unit = next((check.unit for check in result.findings.checks if check.kind == "accuracy"), "%")
     for hop in result.findings.hops:
         flips = "" if hop.flips is None else f", {hop.flips} flips"
         worst = max((one.max_abs for one in hop.outputs if one.max_abs is not None), default=None)
         moved = "" if worst is None else f", outputs max {worst:.1e}"
-        yield f"hop          {hop.name}: {difference_text(hop.difference, unit=unit)}{flips}{moved} ({hop.where})"
+        yield f"hop          {hop.name}: {difference_text(hop.difference, unit=result.metric_unit)}{flips}{moved} ({hop.where})"
     yield from _latency_lines(result.findings.latency)
     yield from _check_lines(result.findings.checks)
     yield from (f"note         {note}" for note in result.findings.notes)
@@ -139,12 +129,15 @@ def _export(result: ExportResult) -> Iterator[str]:
 
 
 def _verify(result: VerifyResult) -> Iterator[str]:
+    from soup.report import value_text
+
     yield from _latency_lines(result.findings.latency)
     yield from _check_lines(result.findings.checks)
     yield from (f"note         {note}" for note in result.findings.notes)
     if result.golden_values:
-        values = ", ".join(f"{name} {value:.4f}" for name, value in result.golden_values.items())
-        yield f"on the golden samples: {values}"
+        unit = result.metric_unit
+        values = [f"{name} {value_text(value, unit=unit)}" for name, value in result.golden_values.items()]
+        yield f"{result.metric} on the golden samples: {', '.join(values)}"
     if result.digest:
         yield f"digest {result.digest}"
 
@@ -154,7 +147,7 @@ def _latency_lines(latency: Mapping[str, Any]) -> Iterator[str]:
         upper = "no bound" if one.p99_upper_ms is None else f"at most {one.p99_upper_ms:.2f}"
         yield (
             f"latency      {name}: p50 {one.p50_ms:.2f} ms, p90 {one.p90_ms:.2f}, p99 {one.p99_ms:.2f} ({upper}), "
-            f"{one.samples} calls on {one.contract['provider']}"
+            f"{one.samples} calls of batch {one.contract['batch']} on {one.contract['provider']}"
         )
 
 
@@ -165,11 +158,60 @@ def _bench(result: BenchResult) -> Iterator[str]:
 
 
 def _check(result: CheckResult) -> Iterator[str]:
-    yield from result.lines
+    for one in result.ingredients:
+        recorded = "".join(f", {name} {value:g}" for name, value in one.recorded.items())
+        cosine = "none" if one.cosine is None else f"{one.cosine:.4f}"
+        yield f"checkpoint   {one.path}: {one.weights}, {one.size_bytes / 1e6:.1f} MB, cosine {cosine}{recorded}"
+    for name, split in result.splits.items():
+        groups = "" if split.groups is None else f", {split.groups} groups"
+        skipped = f", {len(split.skipped)} skipped" if split.skipped else ""
+        yield f"data         {name}: {split.n} images decoded, {split.classes} classes{groups}{skipped}"
+    yield from (f"overlap      {line}" for line in result.overlaps)
+    yield from (f"set aside    {path}: {reason}" for path, reason in result.set_aside)
+    yield from (f"refused      {line}" for line in result.refused)
+    yield from (f"warning      {line}" for line in result.warnings)
+    yield from (f"note         {line}" for line in result.notes)
+    if result.comparison:
+        yield from _comparison(result.comparison)
+    if result.estimate:
+        yield from _estimate(result.estimate)
 
 
-def _init(result: dict[str, str]) -> Iterator[str]:
-    yield f"wrote {result['path']}: look at the lines marked '# check', then run: soup check --val {result['path']}"
+def _comparison(one: Comparison) -> Iterator[str]:
+    measured, difference = (
+        ("not a number", "") if one.measured is None else (f"{one.measured:.4f}", f", {one.difference:+.4f}")
+    )
+    yield (
+        f"{one.verdict:<13}{one.checkpoint} ({one.weights} weights): {one.metric} {measured} on val, "
+        f"expected {one.expected:g} ± {one.tolerance:g}{difference}"
+    )
+    if one.attempts:
+        yield f"tried        one change at a time, nearest to {one.expected:g} first"
+    for attempt in one.attempts:
+        value = "untried" if attempt.verdict == "untried" else "none" if attempt.value is None else f"{attempt.value:.4f}"
+        mark = attempt.verdict if attempt.verdict in ("explains", "nearer") else ""
+        yield f"  {value:<9}{mark:<10}{attempt.change}" + (f": {attempt.note}" if attempt.note else "")
+    yield from (f"likely       {line}" for line in one.advice)
+
+
+def _estimate(one: Estimate) -> Iterator[str]:
+    yield (
+        f"estimate     build at most {duration_text(one.seconds)}: {one.evaluations} evaluations of val at "
+        f"{duration_text(one.seconds_per_evaluation)} (timed on {one.timed_images} images), {one.recalibrations} "
+        f"recalibrations at {duration_text(one.seconds_per_recalibration)}"
+    )
+    yield (
+        f"             disk {_size(one.decoded_bytes)} decoded by now, build and release about {_size(one.written_bytes)} "
+        f"more, {_size(one.free_disk_bytes)} free; memory about {_size(one.memory_bytes)} of {_size(one.total_memory_bytes)}"
+    )
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes < 1e9 else f"{size_bytes / 1e9:.1f} GB"
+
+
+def _init(result: InitResult) -> Iterator[str]:
+    yield f"wrote {result.path}: look at the lines marked '# check', then run: soup check --val {result.path}"
 
 
 def _inspect(result: Inspection) -> Iterator[str]:
@@ -191,8 +233,8 @@ def _doctor(result: Facts) -> Iterator[str]:
 
 
 _TEXTS: Mapping[str, Callable[[Any], Iterator[str]]] = {
-    "init": _init, "check": _check, "build": _build, "export": _export, "verify": _verify, "bench": _bench,
-    "inspect": _inspect, "doctor": _doctor,
+    "init": _init, "check": _check, "build": _build, "build --recipe": _recook, "export": _export,
+    "verify": _verify, "bench": _bench, "inspect": _inspect, "doctor": _doctor,
 }  # fmt: skip
 _MEANINGS = {
     Exit.CHECK: "a check failed", Exit.INPUT: "something to mend in the input", Exit.ACCURACY: "an accuracy gate failed",

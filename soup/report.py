@@ -18,7 +18,7 @@ from exporters.latency import Latency
 from soup.gates import Check, Verdict
 
 NONE = "–"
-_BADGES = "pass|fail|inconclusive|pending|better|worse|undecided"
+_BADGES = "pass|fail|inconclusive|pending|better|worse|same|undecided"
 _NUMBER = re.compile(r"[+−]?[\d,]+(\.\d+)?(e[+−]?\d+)?( ?(%|ms|s|points|B|kB|MB|GB|TB))?( \([^()]*\))?")
 _MARKUP = re.compile(r"[\\`*|]|<(?=[A-Za-z/!?])|](?=[(\[:])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=\s)#(?=#*$)")
 _BLOCK_START = re.compile(r"(#{1,6}|[+-]|\d{1,9}[.)])(\s|$)|>|=+$|-[- ]*$")
@@ -101,7 +101,7 @@ def release_markdown(report: ReleaseReport) -> str:
             "Checks": checks_table(report.checks),
             "Latency": latency_section(report.latency),
             "What was proved where": bullets(report.verified),
-            "What is still open": bullets(report.pending),
+            "What the reader should know": bullets(report.pending),
             "Files": table(
                 ("file", "size", "SHA-256"),
                 [(code(row.name), size_text(row.size_bytes), code(row.sha256)) for row in report.files],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,8 +14,9 @@ import torch
 from torch import nn
 
 from calib.batchnorm import Recalibration, recalibrate, statistics
-from soup.average import cook
-from soup.checkpoint import Checkpoint, StateDict
+from calib.samples import list_sha256
+from soup.average import cook, cook_to_file
+from soup.checkpoint import Checkpoint, StateDict, load_state, read_checkpoint, state_sha256, with_names
 from soup.data import Split
 from soup.evaluate import Evaluation, evaluate
 from soup.models import load, to_device, torch_predict
@@ -25,11 +28,16 @@ Policy = Literal["own", "averaged", "recalibrated"]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What BatchNorm sees again: a split, the indices drawn from it in order, and the batch size; all pinned in the recipe."""
+    """What BatchNorm sees again: a split, indices drawn from it in order, and the batch size; the recipe pins all."""
 
     split: Split
     order: np.ndarray
     batch: int
+
+    @property
+    def list_sha256(self) -> str:
+        """Of the content hashes of the images in their order."""
+        return list_sha256([self.split.hashes[index] for index in self.order])
 
 
 @dataclass(slots=True)
@@ -37,8 +45,8 @@ class Kitchen:
     """One network that takes the weights of each candidate in turn; candidates tried twice are evaluated once.
 
     Outputs are kept of the best single and of the best soup so far, which the report compares; of others only their
-    per-sample statistics. `planned` is how many evaluations the search expects; `images` counts forward passes, in
-    images, by what they were for.
+    per-sample statistics. `images` counts forward passes, in images, by what they were for; `planned` is how many of
+    them the search expects.
     """
 
     model: nn.Module
@@ -57,10 +65,11 @@ class Kitchen:
     images: dict[str, int] = field(default_factory=lambda: {"evaluation": 0, "recalibration": 0})
     stored: dict[str, torch.dtype] = field(default_factory=dict)
     known: dict[tuple[object, ...], Evaluation] = field(default_factory=dict)
+    measured: dict[tuple[object, ...], tuple[Recalibration, StateDict]] = field(default_factory=dict)
 
     def score(self, weights: Weights, must_beat: float | None) -> Evaluation:
         """The evaluation on val of these weights under the search's BN policy."""
-        key = tuple(sorted(weights.items()))
+        key = _key(weights)
         if key not in self.known:
             self.prepare(weights, self.policy_for(weights))
             self.known[key] = self.evaluate(self.val, must_beat=must_beat, keep_outputs=True)
@@ -77,22 +86,21 @@ class Kitchen:
         return "own" if len(weights) == 1 else self.policy
 
     def prepare(self, weights: Weights, policy: Policy) -> Recalibration | None:
-        """Cook and load into the network, in place; recalibrate where the policy says so and there is BatchNorm."""
+        """Cook and load into the network, in place; recalibrate where the policy says so and there is BatchNorm.
+
+        Statistics are measured once per candidate, so what ships is what was scored, also on a GPU that rounds anew.
+        """
         cooked = cook(weights, self.ingredients, dtype=self.dtype)
         self.load(cooked)
         self.stored = {name: tensor.dtype for name, tensor in cooked.items()}
         if policy != "recalibrated" or self.calibration is None:
             return None
-        calibration = self.calibration
-        batches = calibration.split.batches(calibration.batch, order=calibration.order.tolist())
-        self.images["recalibration"] += len(calibration.order)
-        self.model.to(self.device)
-        done = recalibrate(
-            self.model,
-            (to_device(next(iter(inputs.values())), self.device) for _, inputs, _ in batches),
-            device=self.device,
-        )
-        for name in statistics(self.model, done.layers):
+        key = _key(weights)
+        if key not in self.measured:
+            self.measured[key] = self._recalibrate(self.calibration)
+        done, buffers = self.measured[key]
+        self.load(cooked | buffers)
+        for name in buffers:
             del self.stored[name]
         return done
 
@@ -100,12 +108,14 @@ class Kitchen:
         """Put these weights into the network, in place."""
         load(self.model, state)
 
-    def evaluate(self, split: Split, *, must_beat: float | None = None, keep_outputs: bool = False) -> Evaluation:
-        """The network as now loaded, on `split`."""
+    def evaluate(
+        self, split: Split, *, must_beat: float | None = None, keep_outputs: bool = False, whose: str = "the model"
+    ) -> Evaluation:
+        """The network as now loaded, on `split`; `whose` weights these are is told with the progress."""
         evaluation = evaluate(
             torch_predict(self.model, device=self.device), split, self.metric,
             batch=self.batch, must_beat=must_beat, keep_outputs=keep_outputs,
-            progress=lambda done, total: self._tell(split, done, total),
+            progress=partial(self._tell, f"{whose} on {split.name}"),
         )  # fmt: skip
         self.images["evaluation"] += int(evaluation.seen.sum())
         return evaluation
@@ -128,14 +138,48 @@ class Kitchen:
         for key in peers.keys() - {best}:
             self.known[key] = replace(peers[key], outputs=None)
 
-    def _tell(self, split: Split, done: int, total: int) -> None:
-        """The search as one bar, so that its remaining time is the remaining time; other evaluations by their split."""
-        if split is self.val and len(self.known) < self.planned:
-            self.progress("scoring candidates", len(self.known) * total + done, self.planned * total)
+    def _recalibrate(self, calibration: Calibration) -> tuple[Recalibration, StateDict]:
+        if not any(self.images.values()):  # nothing was evaluated: a network that raises is told by its own first image
+            torch_predict(self.model, device=self.device)({"input": calibration.split.inputs(calibration.order[:1])})
+        self.model.to(self.device).to(memory_format=torch.channels_last)  # as evaluated, whichever comes first
+        done = recalibrate(self.model, self._calibration_batches(calibration), device=self.device)
+        self.images["recalibration"] += len(calibration.order)
+        buffers = statistics(self.model, done.layers)
+        return done, {name: tensor.to("cpu", copy=True) for name, tensor in buffers.items()}
+
+    def _calibration_batches(self, calibration: Calibration) -> Iterator[torch.Tensor]:
+        order = calibration.order.tolist()
+        for index, (rows, inputs, _) in enumerate(calibration.split.batches(calibration.batch, order=order)):
+            yield to_device(next(iter(inputs.values())), self.device)
+            self._tell("recalibrating the model", index * calibration.batch + len(rows), len(order))
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        """The search as one bar over all of its images; what comes after it pass by pass."""
+        before = sum(self.images.values())
+        if before < self.planned:
+            self.progress("scoring candidates", before + done, self.planned)
         else:
-            self.progress(f"judging on {split.name}", done, total)
+            self.progress(f"judging: {what}", done, total)
+
+
+def write_soup(
+    path: Path, kitchen: Kitchen, weights: Weights, *, state: StateDict, measured: Recalibration | None
+) -> None:
+    """Stream the average to `path`, with the statistics of `state` that were measured; it is read back and compared."""
+    replaced = statistics(kitchen.model, measured.layers) if measured else ()
+    cook_to_file(
+        weights, kitchen.ingredients, path, dtype=kitchen.dtype, metadata={"format": "pt"},
+        replace={name: state[name] for name in replaced},
+    )  # fmt: skip
+    written = with_names(read_checkpoint(path), state)
+    if state_sha256(load_state(written)) != state_sha256(state):
+        raise AssertionError(f"{path}: what was written is not what was scored")
 
 
 def value_of(evaluation: Evaluation) -> float:
     """The score, NaN where there is none."""
     return math.nan if evaluation.value is None else evaluation.value
+
+
+def _key(weights: Weights) -> tuple[object, ...]:
+    return tuple(sorted(weights.items()))

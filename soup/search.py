@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from soup import SoupError
 from soup.evaluate import Evaluation
 
 Weights = Mapping[str, float]  # SHA-256 of an ingredient → its raw positive weight; equal weights are 1.0 each
@@ -65,8 +66,10 @@ def search(ingredients: Sequence[str], score: Score, *, methods: Sequence[str], 
 
     Equal values: the soup of more ingredients wins (a soup that costs nothing is kept, as in the greedy rule), then the
     method named first; singles of equal value are ordered by SHA-256.
+    Raises SoupError where no single has a score, or none answers a single image with finite numbers.
     """
     singles = score_singles(ingredients, score, rule=rule)
+    _refuse_no_numbers(singles)
     trials: list[Trial] = []
     answers = [singles[0]]
     for name in methods if len(singles) > 1 else ():
@@ -102,7 +105,7 @@ def uniform(singles: Sequence[Trial], score: Score, rule: Rule) -> tuple[list[Tr
 
 
 def greedy(singles: Sequence[Trial], score: Score, rule: Rule) -> tuple[list[Trial], Trial]:
-    """From the best single down, an ingredient stays when the soup's score does not fall (arXiv 2203.05482, recipe 1)."""
+    """From the best single down, an ingredient stays if the soup's score does not fall (arXiv 2203.05482, recipe 1)."""
     best = singles[0]
     current = Trial("greedy", best.weights, best.evaluation, True, FIRST, best.added)
     trials = [current]
@@ -116,6 +119,17 @@ def greedy(singles: Sequence[Trial], score: Score, rule: Rule) -> tuple[list[Tri
         if kept:
             current = trials[-1]
     return trials, current
+
+
+def _refuse_no_numbers(singles: Sequence[Trial]) -> None:
+    """Where NaN counts as a wrong answer, all would tie at nothing right."""
+    evaluations = [trial.evaluation for trial in singles]
+    if all(math.isnan(trial.value) for trial in singles) or all(one.not_finite == one.n_total for one in evaluations):
+        fewest = min(evaluations, key=lambda one: one.not_finite)
+        raise SoupError(
+            f"model: whichever checkpoint it has, its outputs hold NaN or Inf for {fewest.not_finite} or more of "
+            f"{fewest.n_total} images of data.val. Check preprocess.mean and std, and weights that overflow."
+        )
 
 
 METHODS: Mapping[str, Callable[[Sequence[Trial], Score, Rule], tuple[list[Trial], Trial]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,26 +11,38 @@ import numpy as np
 
 from calib.samples import list_sha256
 from exporters import ExportError
-from exporters.onnx_to_tensorrt import EngineBuild, onnx_to_tensorrt
+from exporters.onnx_to_tensorrt import onnx_to_tensorrt
 from exporters.parity import FP32_TOLERANCE
 from exporters.runtimes import Arrays, Runtime
 from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
-from soup import SoupError
-from soup.build_folder import RECIPE
+from soup import Progress, SoupError
+from soup.build_folder import RECIPE, read_build
 from soup.evaluate import Evaluation, evaluate
-from soup.export_source import EVALUATION_BATCH, Source, open_source
-from soup.files import canonical_json, sha256_file, staged_folder
+from soup.export_source import Source, open_build
+from soup.files import canonical_json, finite, sha256_file, staged_folder
 from soup.gates import Check, Exit, Subject, accuracy_gate, exit_code, require_gates
-from soup.golden import Golden, write_golden
+from soup.golden import GOLDEN, Golden, write_golden
 from soup.judge import hop, paired
-from soup.larder import Progress
-from soup.manifest import FILE_NAME, read_manifest, seal
+from soup.manifest import read_manifest, seal, strangers
+from soup.pipeline import EVALUATION_BATCH
 from soup.proof import (
-    Artifact, Findings, as_fed, fed, open_artifact, outputs_check, place_of, proof_of, prove_latency,
-)  # fmt: skip
-from soup.release_report import write_reports
+    TIMED,
+    Artifact,
+    Findings,
+    as_fed,
+    built_check,
+    built_proof,
+    fed,
+    open_artifact,
+    outputs_check,
+    place_of,
+    proof_of,
+    prove_latency,
+)
+from soup.release_facts import GoldenFacts, GraphFacts, Previous, ReleaseFacts, ValFacts, as_json, latency_rule
+from soup.release_report import Heading, write_reports
 
-ONNX, ENGINE, LAYERS, GOLDEN = "model.onnx", "model.engine", "model.layers.json", "golden.safetensors"
+ONNX, ENGINE, LAYERS = "model.onnx", "model.engine", "model.layers.json"
 _EXAMPLES = 8  # samples that the exporter traces with, and compares a simplified graph on
 
 
@@ -48,11 +60,12 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What `soup export` tells; `digest` names the whole release."""
+    """What `soup export` tells; `digest` names the whole release, `metric_unit` is "%" for a fraction, else empty."""
 
     release: Path
     digest: str
     files: Mapping[str, int]  # size_bytes by name
+    metric_unit: str
     findings: Findings
     exit_code: Exit
 
@@ -62,14 +75,17 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
 
     Raises SoupError or ExportError for what leaves no release at all; `out` is then as it was.
     """
+    _refuse_idle(options)
     claim_release(out)
     previous = _previous(options.baseline)
-    source = open_source(folder, overrides, progress=progress)
-    record = source.built.record
-    findings = Findings(list(record.hops), list(record.checks))
-    with staged_folder(out) as stage:
+    built = read_build(folder)
+    with staged_folder(out) as stage:  # now, so that a folder that cannot be written is told before the work
+        source = open_build(built, overrides, progress=progress)
+        record = source.built.record
+        findings = Findings(list(record.hops), list(record.checks))
+        progress("exporting to ONNX", 0, 0)
         exported = _export_onnx(source, stage)
-        findings.notes += exported.notes
+        findings.notes += [_unlocated(note, stage, source) for note in exported.notes]
         artifacts = [Artifact(ONNX, "onnx", exported.sha256, source.batch)]
         with open_artifact(stage, artifacts[0]) as runtime:
             before = (record.winner.label, source.answers["val"])
@@ -78,23 +94,32 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
         answers = {ONNX: golden}
         if options.trt and (engine := _build_engine(stage, source, findings, options, progress=progress)):
             artifacts.append(engine)
-            before = ("ONNX", on_val)
+            before = (artifacts[0].label, on_val)
             answers |= _run_engine(stage, engine, source, findings, options, before=before, progress=progress)
         write_golden(stage / GOLDEN, _golden(source, exported, answers))
         findings.checks += require_gates(source.config.gates.require, findings.done)
         code = exit_code(findings.checks, allow_inconclusive=options.allow_inconclusive)
-        facts = _facts(source, exported, artifacts, findings, code)
-        write_reports(stage, facts, findings, title="Release report", unit=source.metric.unit)
-        digest = str(seal(stage, facts | previous)["self_sha256"])
+        facts = _facts(source, exported, artifacts, findings, code=code, previous=previous)
+        heading = Heading("Release report", facts.created, code, facts.recipe_sha256, source.metric, "val")
+        write_reports(stage, heading, findings)
+        digest = str(seal(stage, as_json(facts))["self_sha256"])
         sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
-    return ExportResult(out, digest, sizes, findings, code)
+    return ExportResult(out, digest, sizes, source.metric.unit, findings, code)
+
+
+def _refuse_idle(options: Options) -> None:
+    """An option for an engine that nobody asked for is a slip that would ship a release without one."""
+    idle = {"--compute-capability": options.compute_capabilities, "--workspace-mb": options.workspace_bytes}
+    if not options.trt and (given := [name for name, value in idle.items() if value]):
+        raise SoupError(f"{' and '.join(given)}: only for an engine, which was not asked for. Add --trt.")
+
 
 def claim_release(out: Path) -> None:
-    """Refuse an output folder that is a file, or holds something that is no release."""
+    """Refuse an output folder that is a file, or holds anything that is not of an earlier release."""
     if out.exists() and not out.is_dir():
         raise SoupError(f"{out}: is a file, expected a folder. Choose another -o.")
-    if out.is_dir() and any(out.iterdir()) and not (out / FILE_NAME).is_file():
-        raise SoupError(f"{out}: holds files but no {FILE_NAME}, so it is no earlier release. Choose another -o.")
+    if out.is_dir() and any(out.iterdir()) and (others := strangers(out)):
+        raise SoupError(f"{out}: holds '{others[0]}', which no intact release there lists. Choose another -o.")
 
 
 def _export_onnx(source: Source, stage: Path) -> OnnxExport:
@@ -102,7 +127,8 @@ def _export_onnx(source: Source, stage: Path) -> OnnxExport:
     example = {name: array[np.arange(_EXAMPLES) % len(array)] for name, array in source.golden_inputs.items()}
     return torch_to_onnx(
         source.prepared(), example, stage / ONNX,
-        inputs=export.inputs, outputs=export.outputs, batch=source.batch, opset=export.opset, metadata=_metadata(source),
+        inputs=export.inputs, outputs=export.outputs, batch=source.batch, opset=export.opset,
+        metadata=_metadata(source),
     )  # fmt: skip
 
 
@@ -136,12 +162,13 @@ def _prove(
         subject.hop, reference, answers, metric=source.metric, groups=source.val.groups, split="val", where=str(where)
     )[0]
     findings.hops.append(step)
-    findings.values[artifact.file] = answers.value
+    findings.values[artifact.file] = None if answers.value is None else finite(answers.value)
     findings.checks.append(outputs_check(reference.outputs or {}, answers.outputs or {}, subject))
     findings.checks += _accuracy_checks(source, answers, artifact, str(where))
     golden = as_fed(source.golden_inputs, runtime.inputs)
-    gates = source.config.gates.model_dump(mode="json")
-    prove_latency(runtime, artifact, golden, findings, gates=gates, device=options.device)
+    rule = latency_rule(source.config.gates)
+    progress(f"timing {artifact.file}: {TIMED}", 0, 0)
+    prove_latency(runtime, artifact, golden, findings, rule=rule, device=options.device)
     findings.verified.append(proof_of(artifact, runtime.info, proved=("outputs", "metric", "latency")))
     return answers, runtime(golden)
 
@@ -166,7 +193,7 @@ def _build_engine(
         engine = onnx_to_tensorrt(
             stage / ONNX, stage / ENGINE, profile=None if isinstance(source.batch, int) else source.batch,
             workspace_bytes=options.workspace_bytes, compute_capabilities=options.compute_capabilities,
-            progress=lambda phase: progress(f"engine: {phase}", 0, 0),
+            progress=lambda phase: progress(f"building the engine: {phase}", 0, 0),
         )  # fmt: skip
     except ExportError as error:
         if error.kind == "input":
@@ -176,23 +203,14 @@ def _build_engine(
         missing = error.kind == "environment"
         findings.done["engine"] = "pending" if missing else "failed"
         findings.checks.append(
-            Check("engine", "ONNX → engine", "require" if missing else "build", "pending" if missing else "fail", str(error))
-        )
+            Check("engine", "ONNX → engine", "require" if missing else "build", "pending" if missing else "fail",
+                  _unlocated(str(error), stage, source))
+        )  # fmt: skip
         return None
     findings.done["engine"] = "done"
-    findings.checks.append(_built_check(engine))
+    findings.checks.append(built_check(engine))
+    findings.verified.append(built_proof(ENGINE, engine))
     return Artifact(ENGINE, "engine", engine.sha256, source.batch)
-
-
-def _built_check(engine: EngineBuild) -> Check:
-    target = ", ".join(engine.compute_capabilities) or "any GPU from Ampere on"
-    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in engine.dtypes.items())
-    layers = "layers not readable" if engine.layers is None else f"{engine.layers} layers ({dtypes})"
-    message = (
-        f"{engine.flavour} {engine.version} built it for {target}: {layers}, {engine.size_bytes / 1e6:.1f} MB, "
-        f"{engine.seconds:.1f} s, peak memory {engine.peak_memory_bytes / 1e6:.0f} MB"
-    )
-    return Check("engine", "ONNX → engine", "build", "pass", message, where=engine.flavour)
 
 
 def _run_engine(
@@ -207,14 +225,16 @@ def _run_engine(
         if error.kind != "environment":
             raise
         findings.done["device"] = "pending"
-        findings.notes.append(f"the engine was built but not run here: {error}")
+        built = findings.verified[-1]
+        findings.verified[-1] = replace(built, proved=(*built.proved, "not run"))
+        findings.notes.append(f"the engine was built but not run here: {_unlocated(str(error), stage, source)}")
         return {}
     findings.done["device"] = "done"
     return {ENGINE: golden}
 
 
 def _golden(source: Source, exported: OnnxExport, answers: Mapping[str, Arrays]) -> Golden:
-    """Inputs as the graph is fed, targets, every artifact's answers, and the best single's scores where they were kept."""
+    """Inputs as the graph is fed, targets, every artifact's answers, and the best single's scores if they were kept."""
     rows = source.golden_rows
     names = [info.name for info in exported.outputs]
     torch_answers = dict(zip(names, source.golden_outputs.values(), strict=True))
@@ -228,37 +248,43 @@ def _golden(source: Source, exported: OnnxExport, answers: Mapping[str, Arrays])
 
 
 def _facts(
-    source: Source, exported: OnnxExport, artifacts: Sequence[Artifact], findings: Findings, code: Exit
-) -> dict[str, object]:
-    """What the manifest says beside the hashes: all that a device must know to judge the files again."""
-    record, config = source.built.record, source.config
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "task": config.task,
-        "metric": config.metric,
-        "classes": source.val.class_names,
-        "preprocess": config.preprocess.model_dump(mode="json") if config.preprocess else None,
-        "recipe_sha256": sha256_file(source.built.path / RECIPE),
-        "state_sha256": record.state_sha256,
-        "best_single": asdict(record.best_single),
-        "winner": asdict(record.winner),
-        "split": "val",
-        "val": {"n": len(source.val), "list_sha256": list_sha256(source.val.hashes), "values": findings.values},
-        "golden": {"split": source.golden.name, "count": len(source.golden_rows), "of": len(source.golden)},
-        "onnx": {"opset": exported.opset, "inputs": [asdict(i) for i in exported.inputs],
-                 "outputs": [asdict(o) for o in exported.outputs], "simplified": exported.simplified},
-        "artifacts": [asdict(artifact) for artifact in artifacts],
-        "tolerance": FP32_TOLERANCE,
-        "gates": config.gates.model_dump(mode="json"),
-        "checks": [asdict(check) for check in findings.checks],
-        "verified": [asdict(proof) for proof in findings.verified],
-        "exit_code": int(code),
-    }  # fmt: skip
+    source: Source, exported: OnnxExport, artifacts: Sequence[Artifact], findings: Findings, *,
+    code: Exit, previous: Previous | None,
+) -> ReleaseFacts:  # fmt: skip
+    record, config, golden = source.built.record, source.config, source.golden
+    return ReleaseFacts(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        task=config.task,
+        metric=config.metric,
+        classes=source.val.class_names,
+        preprocess=config.preprocess.model_dump(mode="json") if config.preprocess else None,
+        recipe_sha256=sha256_file(source.built.path / RECIPE),
+        state_sha256=record.state_sha256,
+        best_single=record.best_single,
+        winner=record.winner,
+        val=ValFacts(len(source.val), list_sha256(source.val.hashes), findings.values),
+        golden=GoldenFacts(golden.name, len(source.golden_rows), len(golden), record.splits[golden.name].groups),
+        onnx=GraphFacts(exported.opset, exported.inputs, exported.outputs, exported.simplified),
+        artifacts=tuple(artifacts),
+        tolerance=FP32_TOLERANCE,
+        gates=config.gates,
+        checks=tuple(findings.checks),
+        verified=tuple(findings.verified),
+        exit_code=int(code),
+        previous=previous,
+    )
 
 
-def _previous(baseline: Path | None) -> dict[str, object]:
+def _previous(baseline: Path | None) -> Previous | None:
     """The release that this one follows, by digest."""
     if baseline is None:
-        return {}
+        return None
     manifest = read_manifest(baseline)
-    return {"previous": {"digest": manifest.self_sha256, "soup_version": manifest.soup_version}}
+    return Previous(manifest.self_sha256, manifest.soup_version)
+
+
+def _unlocated(text: str, stage: Path, source: Source) -> str:
+    """A message as it may travel: files by their names in the release or beside val.yaml, no folder of this machine."""
+    for folder in (stage, source.config.folder):
+        text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
+    return text

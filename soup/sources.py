@@ -10,13 +10,14 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from calib.samples import choose
 from soup import SoupError
 from soup.callables import call
-from soup.files import sha256_bytes, sha256_file
+from soup.files import sha256_bytes, sha256_file, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 _SHOWN = 10
@@ -25,7 +26,7 @@ _CLASSES = 10**9  # a label beyond is a slip of the pen
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image before preprocessing (a path, an array, a PIL image, a tensor) with its class."""
+    """One image before preprocessing (a path, an array, a PIL image, a tensor; an error instead) with its class."""
 
     id: str
     image: object
@@ -87,25 +88,38 @@ def several(items: Sequence[str]) -> str:
 
 
 def _from_folder(root: Path) -> Source:
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    samples = [
-        Sample(str(path.relative_to(root)), path, label, None)
-        for label, class_name in enumerate(classes)
-        for path in _images(root / class_name)
-    ]
+    try:
+        classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        samples = [
+            Sample(shown(path.relative_to(root)), path, label, None)
+            for label, class_name in enumerate(classes)
+            for path in _images(root / class_name)
+        ]
+    except OSError as error:
+        raise SoupError(f"{error.filename}: cannot be read: {error.strerror}. Check its permissions.") from error
     if not samples:
         kinds = " ".join(SUFFIXES)
         raise SoupError(f"{root}: no images in {len(classes)} class folders, expected CLASS/IMAGE with one of {kinds}.")
-    return Source(str(root), samples, len(samples), tuple(classes), _files_identity(root, samples))
+    return Source(str(root), samples, len(samples), tuple(map(shown, classes)), _files_identity(root, samples))
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-    )
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        for name in folders:
+            _refuse_circle(Path(parent, name))
+        found += [Path(parent, name) for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise error
+
+
+def _refuse_circle(folder: Path) -> None:
+    """A link to a folder around it would list every image there again, under other classes."""
+    if folder.is_symlink() and folder.resolve() in [above.resolve() for above in folder.parents]:
+        raise SoupError(f"{folder}: is a link to a folder that it lies in, expected images. Remove it.")
 
 
 def _from_csv(path: Path) -> Source:
@@ -212,11 +226,11 @@ def _read_npz(path: Path, *, max_bytes: float) -> dict[str, np.ndarray]:
 def _from_function(name: str, function: Callable[[], object]) -> Source:
     origin = f"data.{name}"
     dataset = call(function, where=origin)
-    count = len(dataset) if isinstance(dataset, Sized) else None
+    count = cast("int", call(len, dataset, where=origin)) if isinstance(dataset, Sized) else None
     if count is not None and hasattr(dataset, "__getitem__"):
-        items = _by_index(dataset.__getitem__, count, origin)
+        items = _by_index(dataset.__getitem__, count)
     elif isinstance(dataset, Iterable):
-        items = _in_turn(iter(dataset), origin)
+        items = _in_turn(cast("Iterator[object]", call(iter, dataset, where=origin)), origin)
     else:
         raise SoupError(
             f"{origin}: gave {type(dataset).__name__}, expected a dataset or an iterable of (image, label[, id])."
@@ -225,8 +239,13 @@ def _from_function(name: str, function: Callable[[], object]) -> Source:
     return Source(origin, samples, count, None, None)
 
 
-def _by_index(get: Callable[[int], object], count: int, origin: str) -> Iterator[object]:
-    return (call(get, index, where=f"{origin}: sample {index}") for index in range(count))
+def _by_index(get: Callable[[int], object], count: int) -> Iterator[object]:
+    """What a dataset raises for a sample stands for its image, since datasets read files when they are indexed."""
+    for index in range(count):
+        try:
+            yield call(get, index, where="__getitem__")
+        except SoupError as error:
+            yield error
 
 
 def _in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
@@ -239,6 +258,8 @@ def _in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
 
 
 def _function_sample(item: object, index: int, *, where: str) -> Sample:
+    if isinstance(item, SoupError):
+        return Sample(str(index), item, 0, None)
     if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
         raise SoupError(f"{where} is {type(item).__name__}, expected (image, label) or (image, label, id).")
     image = item[0].detach().cpu() if hasattr(item[0], "detach") else item[0]
@@ -249,7 +270,8 @@ def _function_sample(item: object, index: int, *, where: str) -> Sample:
 
 
 def _files_identity(root: Path, samples: Sequence[Sample]) -> object:
-    return ["files", str(root.resolve()), [[sample.id, *_stamp(root / sample.id)] for sample in samples]]
+    stamps = [[sample.id, *_stamp(sample.image)] for sample in samples if isinstance(sample.image, Path)]
+    return ["files", str(root.resolve()), stamps]
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import glob
 import importlib.util
+import itertools
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -15,14 +18,22 @@ from soup import SoupError
 from soup.checkpoint import Checkpoint, read_checkpoint
 from soup.config import load_config
 from soup.files import write_file
+from soup.models import build_model
 
-_CHECKPOINTS = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
-_NETWORKS = (
-    "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0",
-    "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16",
-)  # fmt: skip
+_CHECKPOINTS = (".bin", ".ckpt", ".pt", ".pth", ".pth.tar", ".safetensors")
+_NETWORKS = {  # tried after those whose name stands in the checkpoint's path
+    "torchvision": (
+        "resnet18", "resnet34", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
+        "efficientnet_b0", "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16",
+    ),
+    "timm": (
+        "efficientnet_b0", "mobilenetv3_small_100", "mobilenetv3_large_100", "convnext_tiny", "vit_tiny_patch16_224",
+        "vit_small_patch16_224", "vit_base_patch16_224",
+    ),
+}  # fmt: skip
 _SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-_ACCURACY_NAMES = ("acc", "top1", "top_1", "top-1")  # what trainers' names for it contain
+_MOST_FOLDERS = 200  # that are searched for data
+_ACCURACY_NAMES = ("acc", "top1", "top_1", "top-1", "metric")  # what trainers' names for it contain
 
 _TEMPLATE = """\
 # Written by `soup init`. "found" was read from your files; "check" is a guess that only you can confirm.
@@ -69,6 +80,13 @@ gates:
 """
 
 
+@dataclass(frozen=True, slots=True)
+class InitResult:
+    """What `soup init` tells: the file that it wrote."""
+
+    path: Path
+
+
 def write_starter(runs_dir: Path, out: Path) -> Path:
     """Write `out` for the checkpoints below `runs_dir`: their layout, tensors and recorded metrics decide what it says.
 
@@ -95,7 +113,7 @@ def write_starter(runs_dir: Path, out: Path) -> Path:
 def _checkpoint_files(runs_dir: Path) -> list[Path]:
     if not runs_dir.is_dir():
         raise SoupError(f"{runs_dir}: no such folder. Name the folder that your training runs write to.")
-    paths = sorted(path for path in runs_dir.rglob("*") if path.suffix in _CHECKPOINTS and path.is_file())
+    paths = sorted(path for path in runs_dir.rglob("*") if path.name.endswith(_CHECKPOINTS) and path.is_file())
     shown = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(runs_dir).parts)]
     if not shown:
         raise SoupError(f"{runs_dir}: no checkpoint below it, expected files ending in {' '.join(_CHECKPOINTS)}.")
@@ -108,7 +126,8 @@ def _pattern(paths: Sequence[Path], runs_dir: Path) -> tuple[str, list[Path]]:
     for path in paths:
         relative = path.relative_to(runs_dir)
         sweep = PurePosixPath(*["*"] * (len(relative.parts) - 1), glob.escape(relative.name))
-        epochs = PurePosixPath(glob.escape(relative.parent.as_posix()), f"*{relative.suffix}")
+        ending = max((one for one in _CHECKPOINTS if relative.name.endswith(one)), key=len)
+        epochs = PurePosixPath(glob.escape(relative.parent.as_posix()), f"*{ending}")
         for pattern in {str(sweep), str(epochs)}:
             matches.setdefault(pattern, []).append(path)
     return max(matches.items(), key=lambda item: (len(item[1]), item[0].startswith("*/"), item[0]))
@@ -142,9 +161,9 @@ def _expect(checkpoint: Checkpoint, folder: Path) -> str:
 def _model(checkpoint: Checkpoint) -> dict[str, str]:
     classes = _classes(checkpoint)
     args = {} if classes is None else {"num_classes": classes}
-    known = None if classes is None else _torchvision_name(checkpoint, classes)
+    known = None if classes is None else _library_model(checkpoint, classes)
     if known is not None:
-        spec, remark, args_remark = f"torchvision:{known}", "found: every name and shape agrees", "found"
+        spec, remark, args_remark = known, "found: every name and shape agrees", "found"
     else:
         spec = "./models.py:build"
         remark = "check: models.py beside this file must hold build(**model_args), which returns the torch.nn.Module"
@@ -160,32 +179,56 @@ def _classes(checkpoint: Checkpoint) -> int | None:
     return rows[-1] if rows else None
 
 
-def _torchvision_name(checkpoint: Checkpoint, classes: int) -> str | None:
-    if importlib.util.find_spec("torchvision") is None:
-        return None
-    from torchvision.models import get_model
-
+def _library_model(checkpoint: Checkpoint, classes: int) -> str | None:
+    """The first network of an installed library whose tensors have these names and shapes."""
     shapes = {name: spec.shape for name, spec in checkpoint.tensors.items()}
-    for name in _NETWORKS:
-        with torch.device("meta"):
-            network = get_model(name, weights=None, num_classes=classes)
-        if shapes == {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}:
-            return name
+    words = re.findall(r"\w+", str(checkpoint.path))
+    for library, names in _NETWORKS.items():
+        for name in dict.fromkeys((*words, *names)) if importlib.util.find_spec(library) else ():
+            try:
+                with torch.device("meta"):
+                    network = build_model(f"{library}:{name}", {"num_classes": classes}, folder=Path())
+            except SoupError:  # no network of this name, or of another task
+                continue
+            if shapes == {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}:
+                return f"{library}:{name}"
     return None
 
 
 def _data(runs_dir: Path, folder: Path) -> dict[str, str]:
-    """For each split, the first of its names that exists beside val.yaml or the runs, one level up, or in data/."""
-    runs = runs_dir.resolve()
-    around = dict.fromkeys([folder.resolve(), *runs.parents[:2]])
-    places = [base / inner for base in around for inner in ("", "data", "dataset", "datasets")]
+    """The splits of the one place that holds most: beside val.yaml or the runs, in a folder there, or one level up."""
+    runs, base = runs_dir.resolve(), folder.resolve()
+    near = dict.fromkeys([base, runs.parent])
+    inner = (
+        path
+        for one in near
+        for path in sorted(one.glob("[!.]*"))
+        if path.is_dir() and os.access(path, os.X_OK) and path != runs
+    )
+    above = runs.parent.parent
+    places = [
+        *near,
+        *itertools.islice(inner, _MOST_FOLDERS),
+        *(above / name for name in ("data", "dataset", "datasets")),
+    ]
+    found = [_splits_in(place, runs) for place in places]
+    return {split: os.path.relpath(path, base) for split, path in max(found, key=len).items()}
+
+
+def _splits_in(place: Path, runs: Path) -> dict[str, Path]:
+    """For each split, the first of its names that is there."""
     found = {}
     for split, names in _SPLITS.items():
-        candidates = (place / f"{name}{kind}" for place in places for name in names for kind in ("", ".npz", ".csv"))
-        path = next((path for path in candidates if path.exists() and path != runs), None)
+        candidates = (place / f"{name}{kind}" for name in names for kind in ("", ".npz", ".csv"))
+        path = next((path for path in candidates if path != runs and _may_hold_images(path)), None)
         if path is not None:
-            found[split] = os.path.relpath(path, folder.resolve())
+            found[split] = path
     return found
+
+
+def _may_hold_images(path: Path) -> bool:
+    """A file, or a folder with class folders in it, as far as its names tell."""
+    return path.is_file() or (path.is_dir() and any(one.is_dir() for one in path.glob("*")))
 
 
 def _data_line(split: str, path: str | None) -> str:

@@ -101,11 +101,11 @@ def _read(
     if not isinstance(extends, str):
         raise SoupError(f"{where}: extends: expected the path of another file, got {extends!r}.")
     parent, chain = path.parent / extends, (*chain, path)
+    if not parent.is_file():
+        raise SoupError(f"{where}: extends: no such file: '{parent}'. The path is relative to the file that names it.")
     if parent.resolve() in [earlier.resolve() for earlier in chain]:
         circle = " → ".join(str(step) for step in (*chain, parent))
         raise SoupError(f"{where}: extends: goes in a circle: {circle}. Remove one of them.")
-    if not parent.is_file():
-        raise SoupError(f"{where}: extends: no such file: '{parent}'. The path is relative to the file that names it.")
     return _merge(_read(parent, chain, environment=environment, shorthands=shorthands), layer.found)
 
 

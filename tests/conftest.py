@@ -1,4 +1,4 @@
-"""One small real project for all tests: a 600-weight convnet with BatchNorm, trained on scikit-learn's digits in seconds."""
+"""One small real project for all tests: a 1,000-weight convnet with BatchNorm, trained on scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads, as the command line does
 
-MODELS = '''
+MODELS = """
 from torch import nn
 
 
@@ -21,7 +21,7 @@ def build(num_classes=10, width=8):
         nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
         nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, num_classes),
     )
-'''
+"""
 VAL = """
 model: ./models.py:build
 checkpoints: {files: ["runs/*.pt"]}

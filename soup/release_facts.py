@@ -1,0 +1,110 @@
+"""What a manifest says beside the hashes: all that a device must know to judge the files of a release again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from exporters.runtimes import TensorInfo
+from soup import SoupError
+from soup.build_folder import Model, first_complaint
+from soup.gates import Check, Place
+from soup.manifest import FILE_NAME, Manifest
+from soup.proof import Artifact, LatencyRule, Proof
+from soup.sections import Gates
+
+
+@dataclass(frozen=True, slots=True)
+class ValFacts:
+    """The split that every hop was judged on, and the metric there by artifact."""
+
+    n: int
+    list_sha256: str
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenFacts:
+    """Where the golden samples come from: `count` of the `of` samples of a split, in `groups` or each by itself."""
+
+    split: str
+    count: int
+    of: int
+    groups: int | None
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether they decide the accuracy gate as val did: all of val, drawn one by one."""
+        return self.split == "val" and self.count == self.of and self.groups is None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """The interface of model.onnx; outputs are in the network's order."""
+
+    opset: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    simplified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Previous:
+    """The release that this one follows."""
+
+    digest: str
+    soup_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseFacts:
+    """The manifest's facts. `tolerance` is the largest difference of outputs, as a share of max(1, their magnitude)."""
+
+    created: str
+    task: str
+    metric: str
+    classes: tuple[str, ...] | None
+    preprocess: Mapping[str, JsonValue] | None
+    recipe_sha256: str
+    state_sha256: str
+    best_single: Model
+    winner: Model
+    val: ValFacts
+    golden: GoldenFacts
+    onnx: GraphFacts
+    artifacts: tuple[Artifact, ...]
+    tolerance: float
+    gates: Gates
+    checks: tuple[Check, ...]
+    verified: tuple[Proof, ...]
+    exit_code: int
+    previous: Previous | None = None
+
+
+def facts_of(manifest: Manifest, *, where: Path) -> ReleaseFacts:
+    """The facts of an intact manifest in the folder `where`. Raises SoupError where they are not a release's."""
+    try:
+        facts = TypeAdapter(ReleaseFacts).validate_python(manifest.facts)
+    except ValidationError as error:
+        raise SoupError(f"{where / FILE_NAME}: {first_complaint(error)}. Export the release again.") from error
+    if unlisted := [artifact.file for artifact in facts.artifacts if artifact.file not in manifest.files]:
+        raise SoupError(f"{where / FILE_NAME}: lists no file '{unlisted[0]}', its artifact. Export the release again.")
+    return facts
+
+
+def as_json(facts: ReleaseFacts) -> dict[str, object]:
+    """The facts as the manifest holds them."""
+    return dict(TypeAdapter(ReleaseFacts).dump_python(facts, mode="json"))
+
+
+def latency_rule(gates: Gates) -> LatencyRule | None:
+    """`gates.latency` as it is applied, where it is set."""
+    gate = gates.latency
+    if gate is None:
+        return None
+    limits = {50: gate.p50_ms, 90: gate.p90_ms, 99: gate.p99_ms}
+    asked = {percent: limit for percent, limit in limits.items() if limit is not None}
+    return LatencyRule(asked, Place(gate.runtime, gate.device))

@@ -1,0 +1,110 @@
+"""Two models on the same samples: differences in pairs, outputs, flips (correctness 40, 45)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from soup.build_folder import Hop
+from soup.evaluate import Evaluation
+from soup.judge import hop, paired, prefixed, renamed_as
+from soup.statistics import Interval, paired_difference
+from soup.tasks import Metric, metric_named
+
+LABELS = np.arange(40) % 4
+METRIC = metric_named("classification", "accuracy")
+
+
+def logits(right: int, *, rows: int = 40) -> np.ndarray:
+    """Logits that are right on the first `right` rows, and off by one class on the others."""
+    classes = np.where(np.arange(rows) < right, LABELS[:rows], (LABELS[:rows] + 1) % 4)
+    return np.eye(4, dtype=np.float32)[classes] * 3
+
+
+def evaluation(outputs: np.ndarray, *, metric: Metric = METRIC, keep: bool = True, name: str = "output") -> Evaluation:
+    per_sample = metric.per_sample({name: outputs}, {"label": LABELS[: len(outputs)]})
+    value = metric.reduce(per_sample)
+    return Evaluation(
+        len(outputs), np.ones(len(outputs), bool), per_sample, value, None, {name: outputs} if keep else None
+    )
+
+
+def step(before: Evaluation, after: Evaluation, *, metric: Metric = METRIC) -> tuple[Hop, Interval]:
+    return hop("a → b", before, after, metric=metric, groups=None, split="val", where="torch")
+
+
+def test_a_metric_that_is_a_mean_is_compared_by_the_paired_interval_of_its_samples() -> None:
+    after, before = evaluation(logits(36)).per_sample, evaluation(logits(30)).per_sample
+    interval = paired(METRIC, after, before, groups=None)
+    assert interval == paired_difference(after["correct"], before["correct"])
+    assert interval.estimate == pytest.approx(6 / 40)
+
+
+def test_groups_are_passed_on_and_widen_the_interval() -> None:
+    after, before = evaluation(logits(36)).per_sample, evaluation(logits(30)).per_sample
+    groups = np.repeat(np.arange(4), 10).astype(str)
+    grouped, single = paired(METRIC, after, before, groups=groups), paired(METRIC, after, before, groups=None)
+    assert (grouped.groups, single.groups) == (4, None)
+    assert grouped.high - grouped.low > single.high - single.low
+
+
+def test_a_metric_of_several_statistics_is_resampled_through_its_own_reader() -> None:
+    class Ratio:
+        name, unit, higher_is_better = "ratio", "", True
+
+        def reduce(self, statistics: dict[str, np.ndarray]) -> float:
+            return float(statistics["hits"].sum() / statistics["tries"].sum())
+
+    random = np.random.default_rng(0)
+    before = {"hits": random.integers(0, 3, 50), "tries": np.full(50, 4)}
+    after = {"hits": before["hits"] + 1, "tries": before["tries"]}
+    interval = paired(Ratio(), after, before, groups=None)  # type: ignore[arg-type]
+    assert interval.estimate == pytest.approx(0.25)
+    assert interval.low == pytest.approx(0.25)  # every resample differs by exactly that
+
+
+def test_a_hop_tells_values_flips_outputs_and_verdict() -> None:
+    record, interval = step(evaluation(logits(10)), evaluation(logits(38)))
+    assert (record.before, record.after, record.flips) == (10 / 40, 38 / 40, 28)
+    assert record.outputs[0].max_abs == 3.0
+    assert record.difference.estimate == interval.estimate == pytest.approx(28 / 40)
+    assert record.difference.verdict == "better"
+    assert (record.name, record.split, record.where) == ("a → b", "val", "torch")
+
+
+def test_a_loss_that_rises_is_worse() -> None:
+    metric = metric_named("classification", "cross_entropy")
+    before, after = (evaluation(logits(right), metric=metric) for right in (38, 10))
+    record, interval = step(before, after, metric=metric)
+    assert interval.estimate > 0
+    assert record.difference.verdict == "worse"
+
+
+def test_outputs_that_were_not_kept_leave_flips_unknown() -> None:
+    record, _ = step(evaluation(logits(9), keep=False), evaluation(logits(9)))
+    assert record.flips is None
+    assert record.outputs == ()
+
+
+def test_renamed_outputs_are_compared_by_position_under_the_first_name() -> None:
+    record, _ = step(evaluation(logits(9)), evaluation(logits(9), name="logits"))
+    assert [one.name for one in record.outputs] == ["output"]
+    assert record.flips == 0
+    with pytest.raises(ValueError, match="shorter"):
+        renamed_as({"a": np.zeros(1), "b": np.zeros(1)}, {"x": np.zeros(1)})
+
+
+def test_outputs_that_are_not_finite_have_no_largest_difference_and_count_as_flips() -> None:
+    """NaN must fail a check: a record of it holds None, and never a number that a limit would accept."""
+    broken = logits(40)
+    broken[7] = math.nan
+    record, _ = step(evaluation(logits(40)), evaluation(broken))
+    assert record.outputs[0].max_abs is None
+    assert record.flips == 1
+
+
+def test_prefixed_names_keep_the_arrays() -> None:
+    array = np.ones(3)
+    assert prefixed("val/winner", {"correct": array}) == {"val/winner/correct": array}
