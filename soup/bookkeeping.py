@@ -205,8 +205,8 @@ def notes_of(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> t
         notes.append("no data.train: BatchNorm statistics are averaged, not measured again")
     elif len(kitchen.calibration.order) < FEWEST_CALIBRATION:
         notes.append(
-            f"BatchNorm is recalibrated on {len(kitchen.calibration.order)} images; under {FEWEST_CALIBRATION} it did harm"
-            " in trials"
+            f"BatchNorm is recalibrated on {len(kitchen.calibration.order)} images; "
+            f"under {FEWEST_CALIBRATION} it did harm in trials"
         )
     if "test" not in splits:
         notes.append("no data.test: soup and best single are compared on val, which the search has seen; expect less")

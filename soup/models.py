@@ -52,7 +52,7 @@ def load(model: nn.Module, state: StateDict) -> None:
 
 
 def select_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where torch sees it, else the CPU. Raises SoupError (environment) for a device that is not there."""
+    """`auto` is CUDA where torch sees it, else the CPU. Raises SoupError (environment) for one that is not there."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)

@@ -77,9 +77,7 @@ def _wrapped(line: str, *, width: int) -> str:
     """Broken between words, the rest below the text and not below its label; a log's lines stay whole for grep."""
     labelled = "  " in line[:_LABEL] or line.startswith("inconclusive ")
     indent = " " * _LABEL if labelled else ""
-    return textwrap.fill(
-        line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.fill(line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _style(line: str) -> str | None:
@@ -120,7 +118,8 @@ def _export(result: ExportResult) -> Iterator[str]:
         flips = "" if hop.flips is None else f", {hop.flips} flips"
         worst = max((one.max_abs for one in hop.outputs if one.max_abs is not None), default=None)
         moved = "" if worst is None else f", outputs max {worst:.1e}"
-        yield f"hop          {hop.name}: {difference_text(hop.difference, unit=result.metric_unit)}{flips}{moved} ({hop.where})"
+        difference = difference_text(hop.difference, unit=result.metric_unit)
+        yield f"hop          {hop.name}: {difference}{flips}{moved} ({hop.where})"
     yield from _latency_lines(result.findings.latency)
     yield from _check_lines(result.findings.checks)
     yield from (f"note         {note}" for note in result.findings.notes)
@@ -152,7 +151,8 @@ def _latency_lines(latency: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _bench(result: BenchResult) -> Iterator[str]:
-    yield f"{result.model} on {result.info.runtime} {result.info.version} ({result.info.provider}), {result.info.device}"
+    info = result.info
+    yield f"{result.model} on {info.runtime} {info.version} ({info.provider}), {info.device}"
     yield from _latency_lines({result.model.name: result.latency})
     yield "timed: " + ", ".join(f"{name} {value}" for name, value in sorted(result.latency.contract.items()))
 
@@ -188,7 +188,8 @@ def _comparison(one: Comparison) -> Iterator[str]:
     if one.attempts:
         yield f"tried        one change at a time, nearest to {one.expected:g} first"
     for attempt in one.attempts:
-        value = "untried" if attempt.verdict == "untried" else "none" if attempt.value is None else f"{attempt.value:.4f}"
+        missing = "untried" if attempt.verdict == "untried" else "none"
+        value = missing if attempt.value is None else f"{attempt.value:.4f}"
         mark = attempt.verdict if attempt.verdict in ("explains", "nearer") else ""
         yield f"  {value:<9}{mark:<10}{attempt.change}" + (f": {attempt.note}" if attempt.note else "")
     yield from (f"likely       {line}" for line in one.advice)
@@ -201,8 +202,9 @@ def _estimate(one: Estimate) -> Iterator[str]:
         f"recalibrations at {duration_text(one.seconds_per_recalibration)}"
     )
     yield (
-        f"             disk {_size(one.decoded_bytes)} decoded by now, build and release about {_size(one.written_bytes)} "
-        f"more, {_size(one.free_disk_bytes)} free; memory about {_size(one.memory_bytes)} of {_size(one.total_memory_bytes)}"
+        f"             disk {_size(one.decoded_bytes)} decoded by now, build and release about "
+        f"{_size(one.written_bytes)} more, {_size(one.free_disk_bytes)} free; memory about "
+        f"{_size(one.memory_bytes)} of {_size(one.total_memory_bytes)}"
     )
 
 
@@ -237,7 +239,8 @@ _TEXTS: Mapping[str, Callable[[Any], Iterator[str]]] = {
     "verify": _verify, "bench": _bench, "inspect": _inspect, "doctor": _doctor,
 }  # fmt: skip
 _MEANINGS = {
-    Exit.CHECK: "a check failed", Exit.INPUT: "something to mend in the input", Exit.ACCURACY: "an accuracy gate failed",
+    Exit.CHECK: "a check failed", Exit.INPUT: "something to mend in the input",
+    Exit.ACCURACY: "an accuracy gate failed",
     Exit.LATENCY: "a latency gate failed", Exit.UNDECIDED: "a gate could not be decided with these samples",
     Exit.ENVIRONMENT: "something required was not run here", Exit.BUILD: "a file could not be built",
     Exit.BUG: "a bug", Exit.INTERRUPTED: "interrupted",
