@@ -33,7 +33,8 @@ check: .venv/installed ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed ## every benchmark, one table
+bench: .venv/installed ## every benchmark, as the tables of the README (about 10 minutes)
+	$(BIN)/python -m pip install --quiet '.[bench]'
 	$(BIN)/python -m benchmarks
 
 schemas: .venv/installed ## docs/schemas, from the records

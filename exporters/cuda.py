@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -108,15 +110,18 @@ class PyCuda:
         self._driver = driver
         self._hosts: list[np.ndarray] = []
         self._devices: list[Any] = []
-        try:
+        self._context: Any = None
+        with self._told("no usable device"):
             driver.init()
-            self._context = driver.Device(0).retain_primary_context()
-        except driver.Error as error:
-            raise ExportError(
-                f"CUDA: no usable device: {error}. Check the NVIDIA driver.", kind="environment"
-            ) from error
-        self._context.push()
-        self._queue, self.start, self.stop = driver.Stream(), driver.Event(), driver.Event()
+            context = driver.Device(0).retain_primary_context()
+            context.push()
+            self._context = context
+        try:
+            with self._told("no stream"):
+                self._queue, self.start, self.stop = driver.Stream(), driver.Event(), driver.Event()
+        except ExportError:
+            self.close()
+            raise
         self.stream = int(self._queue.handle)
 
     def host(self, size_bytes: int) -> np.ndarray:
@@ -128,17 +133,21 @@ class PyCuda:
         return int(self._devices[-1])
 
     def upload(self, address: int, host: np.ndarray) -> None:
-        self._driver.memcpy_htod_async(address, host, self._queue)
+        with self._told("no copy to the device"):
+            self._driver.memcpy_htod_async(address, host, self._queue)
 
     def download(self, host: np.ndarray, address: int) -> None:
-        self._driver.memcpy_dtoh_async(host, address, self._queue)
+        with self._told("no copy from the device"):
+            self._driver.memcpy_dtoh_async(host, address, self._queue)
 
     def record(self, event: Any) -> None:
-        event.record(self._queue)
+        with self._told("no event"):
+            event.record(self._queue)
 
     def wait(self) -> float:
-        self._queue.synchronize()
-        return float(self.start.time_till(self.stop))
+        with self._told("the work queued did not end"):
+            self._queue.synchronize()
+            return float(self.start.time_till(self.stop))
 
     def close(self) -> None:
         for buffer in self._devices + [host.base for host in self._hosts]:
@@ -150,11 +159,18 @@ class PyCuda:
             self._context = None
 
     def _allocate(self, make: Any, *arguments: object) -> Any:
-        try:
+        with self._told(f"no memory for {arguments[0]} bytes"):
             return make(*arguments)
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """pycuda's errors have their own base class; its MemoryError and RuntimeError are not Python's."""
+        try:
+            yield
         except self._driver.Error as error:
             raise ExportError(
-                f"CUDA: no memory for {arguments[0]} bytes: {error}. Free some.", kind="environment"
+                f"CUDA: {what}: {error}. Check the NVIDIA driver (nvidia-smi) and that the device has free memory.",
+                kind="environment",
             ) from error
 
 

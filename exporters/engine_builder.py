@@ -56,7 +56,8 @@ def main(argument: str) -> None:
             emit({"error": message, "kind": "build"})
         except OSError as error:
             where = error.filename or request.engine_path  # a full disk names no file
-            emit({"error": f"{where}: cannot be read or written: {error.strerror}.", "kind": "input"})
+            message = f"{where}: cannot be read or written: {error.strerror}. Check the disk and its free space."
+            emit({"error": message, "kind": "input"})
 
 
 def build(request: Request, emit: Emit) -> dict[str, object]:

@@ -21,7 +21,7 @@ import torch
 from soup import SoupError
 from soup.checkpoint import Checkpoint, check_unchanged
 from soup.files import Entry, write_safetensors
-from soup.rounding import REALS, reals, rounded
+from soup.rounding import REALS, cooked_dtype, reals, rounded
 from soup.tensors import StateDict, TensorSpec, read_tensor, state_entry
 
 DtypePolicy = Literal["same", "float32", "float16", "bfloat16"]
@@ -132,9 +132,7 @@ def _planned(name: str, parts: tuple[TensorSpec, ...], *, dtype: DtypePolicy) ->
             )
         if part.dtype.is_floating_point and part.dtype not in REALS:
             raise SoupError(f"{part.file}: tensor {name!r} is {part.dtype}, which is too coarse to average.")
-    result = functools.reduce(torch.promote_types, (part.dtype for part in parts))
-    if result.is_floating_point and dtype != "same":
-        result = getattr(torch, dtype)
+    result = cooked_dtype((part.dtype for part in parts), dtype)
     strides = {part.stride: part for part in parts}
     flat = all(part.contiguous for part in strides.values())
     rows, width = (math.prod(shape), 1) if flat else (shape[0], math.prod(shape[1:]))

@@ -121,6 +121,8 @@ def build_record(
     single, recalibration = found.singles[0], settled.recalibration
     on_test = judged.split != "val"
     verdict = compare(judged.interval, higher_is_better=kitchen.metric.higher_is_better)
+    if verdict == "better" and not on_test:
+        verdict = "undecided"  # val chose the winner, so that it looks better there proves nothing
     return BuildRecord(
         schema_version=SCHEMA_VERSION,
         soup_version=__version__,
@@ -180,8 +182,17 @@ def _trial(trial: Trial, kitchen: Kitchen, *, against: Trial | None) -> TrialRec
         difference = difference_record(interval, compare(interval, higher_is_better=kitchen.metric.higher_is_better))
     return TrialRecord(
         trial.method, trial.added, tuple(sorted(trial.weights)), _value(evaluation), evaluation.bound,
-        int(evaluation.seen.sum()), trial.kept, trial.reason, difference,
+        int(evaluation.seen.sum()), trial.kept, trial.reason, difference, _fragile(trial, kitchen, against),
     )  # fmt: skip
+
+
+def _fragile(trial: Trial, kitchen: Kitchen, against: Trial | None) -> bool:
+    """Whether one image would turn a greedy decision; told only of metrics that count right images."""
+    if trial.method != "greedy" or against is None or "correct" not in trial.evaluation.per_sample:
+        return False
+    one = 1 / trial.evaluation.n_total
+    decisions = {kitchen.rule.accepts(trial.value + change, against.value) for change in (-one, 0.0, one)}
+    return len(decisions) > 1
 
 
 def _ingredient(trial: Trial, larder: Larder, config: Config) -> Ingredient:

@@ -107,7 +107,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One candidate of the search; `difference` is against what it had to beat, in pairs on val."""
+    """One candidate of the search; `difference` is against what it had to beat, in pairs on val.
+
+    `fragile` says that one image more or less right would have turned the decision.
+    """
 
     method: str
     added: str | None
@@ -118,6 +121,7 @@ class TrialRecord:
     kept: bool
     reason: str
     difference: Difference | None
+    fragile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,13 +148,16 @@ def _trials(record: BuildRecord, trials: Sequence[TrialRecord]) -> str:
     rows = [
         (
             plain(trial.method), NONE if trial.added is None else code(paths[trial.added]), str(len(trial.ingredients)),
-            _value(record, trial.val), plain(trial.reason.replace("_", " ")), f"{trial.images:,}",
+            _value(record, trial.val), plain(trial.reason.replace("_", " ") + ", fragile" * trial.fragile),
+            f"{trial.images:,}",
             "" if trial.difference is None else plain(difference_text(trial.difference, unit=record.metric_unit)),
         )
         for trial in trials
         if trial.method != "single"
     ]  # fmt: skip
-    return table(("method", "added", "of", "val", "outcome", "images", "against what it had to beat"), rows)
+    hint = "\n\nFragile: one image more or less right would have turned the decision."
+    shown = table(("method", "added", "of", "val", "outcome", "images", "against what it had to beat"), rows)
+    return shown + hint * any(trial.fragile for trial in trials)
 
 
 def _policies(record: BuildRecord) -> str:

@@ -96,7 +96,7 @@ def build(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="Cook this recipe.json again instead of searching.")
     ] = None,
-    sets: Sets = [],  # noqa: B006
+    sets: Sets = [],  # noqa: B006  (typer copies it)
     allow_inconclusive: Allow = False,
     json: Json = False,
 ) -> None:
@@ -139,7 +139,7 @@ def export(
     ] = None,
     baseline: Annotated[Path | None, typer.Option("--baseline", help="The release that this one follows.")] = None,
     device: Device = None,
-    sets: Sets = [],  # noqa: B006
+    sets: Sets = [],  # noqa: B006  (typer copies it)
     allow_inconclusive: Allow = False,
     json: Json = False,
 ) -> None:

@@ -133,7 +133,10 @@ def _state(value: object, container: str) -> _Found | None:
         return _Found(container if container != "flat" else "module", dict(_module_entries(value)))
     if not isinstance(value, dict):
         return None
-    if any(isinstance(item, (TensorSpec, Unreadable)) for item in value.values()):
+    tensors = [key for key, item in value.items() if isinstance(item, (TensorSpec, Unreadable))]
+    if nameless := [key for key in tensors if not isinstance(key, str)]:
+        raise ValueError(f"a tensor has the key {nameless[0]!r}, expected names only. Save model.state_dict().")
+    if tensors:
         return _Found(container, {name: item for name, item in value.items() if isinstance(name, str)})
     if container in _EMA_KEYS + _RAW_KEYS:
         return _first([found for key in _INNER_KEYS if (found := _state(value.get(key), f"{container}.{key}"))])

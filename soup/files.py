@@ -229,7 +229,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         culprit = Path(os.fsdecode(error.filename)) if error.filename else None
         if error.errno in DISK_FULL or (culprit and _is_of(culprit, path)):
-            advice = "Free some space or choose another folder."
+            full = error.errno in DISK_FULL
+            advice = f"{'Free some space' if full else 'Check its permissions'} or choose another folder."
             raise SoupError(f"{path}: cannot be written: {error.strerror}. {advice}") from error
         raise
 

@@ -36,7 +36,31 @@ def progress() -> Iterator[Progress]:
     count, console = TextColumn("{task.fields[count]}"), Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn(elapsed_when_finished=True))
     with Bars(*columns, console=console, transient=True, auto_refresh=False) as bars:
-        yield _drawn(bars, time.monotonic)
+        yield drawn_bars(bars, time.monotonic)
+
+
+def drawn_bars(bars: Bars, clock: Callable[[], float]) -> Progress:
+    """A bar for each stage, drawn when it begins or ends and otherwise at most ten times a second."""
+    tasks: dict[str, TaskID] = {}
+    starting = bars.add_task("starting", total=None, count="")
+    drawn = -math.inf
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal drawn
+        stage, now = _stage(what), clock()
+        begins = stage not in tasks
+        if begins:
+            tasks[stage] = bars.add_task(what, total=None, count="")
+        elif bars.tasks[tasks[stage]].description != what:
+            bars.reset(tasks[stage])
+        bars.update(starting, visible=False)
+        count = f"{done:,}/{total:,}" if total else ""
+        bars.update(tasks[stage], description=what, completed=done, total=total or None, count=count)
+        if begins or done == total or now - drawn >= _DRAW_SECONDS:
+            bars.refresh()
+            drawn = now
+
+    return report
 
 
 def plain_lines(stream: TextIO, clock: Callable[[], float]) -> Progress:
@@ -72,31 +96,6 @@ def duration_text(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _drawn(bars: Bars, clock: Callable[[], float]) -> Progress:
-    """A bar for each stage, drawn when it begins or ends and otherwise at most ten times a second."""
-    tasks: dict[str, TaskID] = {}
-    starting = bars.add_task("starting", total=None, count="")
-    bars.refresh()
-    drawn = -math.inf
-
-    def report(what: str, done: int, total: int) -> None:
-        nonlocal drawn
-        stage, now = _stage(what), clock()
-        begins = stage not in tasks
-        if begins:
-            tasks[stage] = bars.add_task(what, total=None, count="")
-        elif bars.tasks[tasks[stage]].description != what:
-            bars.reset(tasks[stage])
-        bars.update(starting, visible=False)
-        count = f"{done:,}/{total:,}" if total else ""
-        bars.update(tasks[stage], description=what, completed=done, total=total or None, count=count)
-        if begins or done == total or now - drawn >= _DRAW_SECONDS:
-            bars.refresh()
-            drawn = now
-
-    return report
 
 
 def _stage(what: str) -> str:

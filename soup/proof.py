@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Artifact:
     kind: Literal["onnx", "engine"]
     sha256: str
     batch: int | tuple[int, int, int]
+    tolerance: float = FP32_TOLERANCE  # largest difference of outputs, as a share of max(1, their magnitude)
 
     @property
     def label(self) -> str:
@@ -161,6 +163,7 @@ def time_runtime(runtime: Runtime, inputs: Arrays, artifact: Artifact) -> Latenc
         "batch": count,
         "runtime": runtime.info.runtime,
         "provider": runtime.info.provider,
+        "cores": len(os.sched_getaffinity(0)),  # ONNX Runtime takes a thread for each
         "transfers_included": True,
     }
     return measure(

@@ -130,7 +130,7 @@ def _prove_again(
                 if reference in golden.outputs:
                     subject = Subject(artifact.file, f"{reference} at export → {artifact.label} here", where)
                     findings.checks.append(
-                        outputs_check(golden.outputs[reference], answers, subject, limit=facts.tolerance)
+                        outputs_check(golden.outputs[reference], answers, subject, limit=artifact.tolerance)
                     )
             findings.checks += _accuracy_again(metric, answers, golden, facts, Subject(artifact.file, "gate", where))
             rule = latency_rule(facts.gates)

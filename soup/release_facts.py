@@ -61,7 +61,7 @@ class Previous:
 
 @dataclass(frozen=True, slots=True)
 class ReleaseFacts:
-    """The manifest's facts. `tolerance` is the largest difference of outputs, as a share of max(1, their magnitude)."""
+    """The manifest's facts."""
 
     created: str
     task: str
@@ -76,7 +76,6 @@ class ReleaseFacts:
     golden: GoldenFacts
     onnx: GraphFacts
     artifacts: tuple[Artifact, ...]
-    tolerance: float
     gates: Gates
     checks: tuple[Check, ...]
     verified: tuple[Proof, ...]

@@ -75,8 +75,9 @@ def _print(line: str) -> None:
 
 def _wrapped(line: str, *, width: int) -> str:
     """Broken between words, the rest below the text and not below its label; a log's lines stay whole for grep."""
-    labelled = "  " in line[:_LABEL] or line.startswith("inconclusive ")
-    indent = " " * _LABEL if labelled else ""
+    lead = len(line) - len(line.lstrip())
+    labelled = "  " in line[:_LABEL].lstrip() or line.startswith("inconclusive ")
+    indent = " " * (_LABEL if labelled else min(lead + 2, _LABEL) if lead else 0)
     return textwrap.fill(line, max(width, 40), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
@@ -218,12 +219,29 @@ def _init(result: InitResult) -> Iterator[str]:
 
 def _inspect(result: Inspection) -> Iterator[str]:
     yield f"{result.path}: {result.kind}"
-    for name, value in result.facts.items():
-        if isinstance(value, dict):
-            yield f"  {name}:"
-            yield from (f"    {key}: {item}" for key, item in value.items())
+    yield from _facts(result.facts, indent="  ")
+
+
+def _facts(facts: Mapping[str, Any], *, indent: str) -> Iterator[str]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and value:
+            yield f"{indent}{name}:"
+            yield from _facts(value, indent=f"{indent}  ")
+        elif isinstance(value, list | tuple) and any(isinstance(item, Mapping) for item in value):
+            yield f"{indent}{name}:"
+            yield from (f"{indent}  {_fact(item)}" for item in value)
         else:
-            yield f"  {name}: {value}"
+            yield f"{indent}{name or 'ai.onnx'}: {_fact(value)}"  # ONNX calls its own operators ""
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_fact(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_fact, value))}]"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _doctor(result: Facts) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -12,6 +13,12 @@ REALS: Mapping[torch.dtype, type[np.floating]] = {
     torch.float16: np.float16, torch.bfloat16: np.float32, torch.float32: np.float32, torch.float64: np.float64,
     torch.complex32: np.float16, torch.complex64: np.float32, torch.complex128: np.float64,
 }  # fmt: skip
+
+
+def cooked_dtype(dtypes: Iterable[torch.dtype], policy: str) -> torch.dtype:
+    """What tensors of these dtypes average to: the widest or, for floating ones, `policy` if it is not "same"."""
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return getattr(torch, policy) if widest.is_floating_point and policy != "same" else widest
 
 
 def reals(data: np.ndarray, dtype: torch.dtype) -> np.ndarray:

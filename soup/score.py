@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from calib import CalibError
 from calib.batchnorm import Recalibration, recalibrate, statistics
 from calib.samples import list_sha256
+from soup import SoupError
 from soup.average import cook, cook_to_file
 from soup.checkpoint import Checkpoint, StateDict, load_state, read_checkpoint, state_sha256, with_names
 from soup.data import Split
 from soup.evaluate import Evaluation, evaluate
 from soup.models import load, to_device, torch_predict
+from soup.rounding import cooked_dtype
 from soup.search import Rule, Weights
+from soup.sources import several
 from soup.tasks import Metric
 
 Policy = Literal["own", "averaged", "recalibrated"]
@@ -92,12 +97,14 @@ class Kitchen:
         """
         cooked = cook(weights, self.ingredients, dtype=self.dtype)
         self.load(cooked)
-        self.stored = {name: tensor.dtype for name, tensor in cooked.items()}
+        own = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
+        self.stored = {name: _no_wider(tensor.dtype, own[name]) for name, tensor in cooked.items()}
         if policy != "recalibrated" or self.calibration is None:
             return None
         key = _key(weights)
         if key not in self.measured:
-            self.measured[key] = self._recalibrate(self.calibration)
+            with self._naming(weights):
+                self.measured[key] = self._recalibrate(self.calibration)
         done, buffers = self.measured[key]
         self.load(cooked | buffers)
         for name in buffers:
@@ -123,8 +130,8 @@ class Kitchen:
     def state(self) -> StateDict:
         """A copy of what `prepare` loaded, on the CPU, in the dtypes it is stored in.
 
-        Weights have the ingredients' dtype, from which they came, so nothing is rounded here; statistics that were
-        measured keep the network's own, since a variance in FP16 would lose what recalibration gained.
+        Weights have the ingredients' dtype, from which they came, or the network's own where that is narrower, as it
+        was scored. Statistics that were measured keep the network's own: a variance in FP16 would lose their gain.
         """
         return {
             name: tensor.detach().to("cpu", self.stored.get(name, tensor.dtype), copy=True)
@@ -147,6 +154,15 @@ class Kitchen:
         buffers = statistics(self.model, done.layers)
         return done, {name: tensor.to("cpu", copy=True) for name, tensor in buffers.items()}
 
+    @contextmanager
+    def _naming(self, weights: Weights) -> Iterator[None]:
+        """A pass that fails says whose weights it was made with: one ingredient may have gone astray."""
+        try:
+            yield
+        except CalibError as error:
+            paths = several([str(self.ingredients[sha].path) for sha in sorted(weights)])
+            raise SoupError(f"the average of {paths}: {error}", kind=error.kind) from error
+
     def _calibration_batches(self, calibration: Calibration) -> Iterator[torch.Tensor]:
         order = calibration.order.tolist()
         for index, (rows, inputs, _) in enumerate(calibration.split.batches(calibration.batch, order=order)):
@@ -165,8 +181,12 @@ class Kitchen:
 def write_soup(
     path: Path, kitchen: Kitchen, weights: Weights, *, state: StateDict, measured: Recalibration | None
 ) -> None:
-    """Stream the average to `path`, with the statistics of `state` that were measured; it is read back and compared."""
-    replaced = statistics(kitchen.model, measured.layers) if measured else ()
+    """Stream the average to `path`, but for what `state` measured or rounded; it is read back and compared."""
+    replaced = set(statistics(kitchen.model, measured.layers)) if measured else set()
+    parts = [kitchen.ingredients[sha].tensors for sha in weights]
+    for name, tensor in state.items():
+        if cooked_dtype((part[name].dtype for part in parts), kitchen.dtype) != tensor.dtype:
+            replaced.add(name)
     cook_to_file(
         weights, kitchen.ingredients, path, dtype=kitchen.dtype, metadata={"format": "pt"},
         replace={name: state[name] for name in replaced},
@@ -179,6 +199,11 @@ def write_soup(
 def value_of(evaluation: Evaluation) -> float:
     """The score, NaN where there is none."""
     return math.nan if evaluation.value is None else evaluation.value
+
+
+def _no_wider(dtype: torch.dtype, own: torch.dtype) -> torch.dtype:
+    """What a tensor is stored as: as it was averaged, but not wider than the network that was scored with it."""
+    return dtype if torch.promote_types(dtype, own) == own else own
 
 
 def _key(weights: Weights) -> tuple[object, ...]:

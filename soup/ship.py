@@ -12,7 +12,6 @@ import numpy as np
 from calib.samples import list_sha256
 from exporters import ExportError
 from exporters.onnx_to_tensorrt import onnx_to_tensorrt
-from exporters.parity import FP32_TOLERANCE
 from exporters.runtimes import Arrays, Runtime
 from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
 from soup import Progress, SoupError
@@ -266,7 +265,6 @@ def _facts(
         golden=GoldenFacts(golden.name, len(source.golden_rows), len(golden), record.splits[golden.name].groups),
         onnx=GraphFacts(exported.opset, exported.inputs, exported.outputs, exported.simplified),
         artifacts=tuple(artifacts),
-        tolerance=FP32_TOLERANCE,
         gates=config.gates,
         checks=tuple(findings.checks),
         verified=tuple(findings.verified),

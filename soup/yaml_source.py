@@ -244,7 +244,9 @@ def _merge_values(below: Mapping[str, object], above: Mapping[str, object]) -> d
     merged = dict(below)
     for name, value in above.items():
         earlier = merged.get(name)
-        if isinstance(earlier, dict) and isinstance(value, dict):
+        if (
+            isinstance(earlier, dict) and isinstance(value, dict) and value
+        ):  # an empty one replaces: how else to clear it
             merged[name] = _merge_values(earlier, value)
         else:
             merged[name] = value

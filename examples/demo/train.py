@@ -1,7 +1,7 @@
 """Train the demo's network and keep the last epochs' checkpoints, as stochastic weight averaging's recipe asks.
 
 A constant learning rate after a short warm-up (Izmailov et al. 2018, arXiv 1803.05407): late checkpoints then lie
-around a better point, which their average finds. `--model torchvision:resnet18` trains another network on the same images.
+around a better point, which their average finds. `--model torchvision:resnet18` trains another network on these images.
 """
 
 from __future__ import annotations

@@ -384,6 +384,18 @@ print(peak_kb() - before)
 """
 
 
+def test_a_candidate_of_72_ingredients_takes_the_memory_of_one(tmp_path: Path) -> None:
+    """Correctness 28: 72 files of 4 MB; all of them at once would be 288 MB."""
+    paths = [tmp_path / f"{index}.safetensors" for index in range(72)]
+    for index, path in enumerate(paths):
+        save_file({"a": torch.full((10**6,), float(index))}, path)
+    in_memory = MEASURE.replace(", Path(sys.argv[1]))", ")").replace("cook_to_file", "cook")
+    done = subprocess.run(
+        [sys.executable, "-c", in_memory, "", *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) <= 64 * 1024
+
+
 def test_file_to_file_takes_no_more_memory_for_larger_models(tmp_path: Path) -> None:
     """Correctness 28, and 64 MB at most where the model has 120 MB."""
     paths = [tmp_path / f"{index}.safetensors" for index in range(2)]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from soup.build_folder import Hop
 from soup.evaluate import Evaluation
+from soup.gates import compare
 from soup.judge import hop, paired, prefixed, renamed_as
+from soup.search import Rule, search
 from soup.statistics import Interval, paired_difference
 from soup.tasks import Metric, metric_named
 
@@ -108,3 +112,22 @@ def test_outputs_that_are_not_finite_have_no_largest_difference_and_count_as_fli
 def test_prefixed_names_keep_the_arrays() -> None:
     array = np.ones(3)
     assert prefixed("val/winner", {"correct": array}) == {"val/winner/correct": array}
+
+
+def test_pure_noise_is_called_better_no_more_often_than_the_stated_level() -> None:
+    """Correctness 32: every candidate is right by chance, independent on val and test; 95 % intervals, two-sided."""
+    random, metric = np.random.default_rng(0), METRIC
+    runs, better = 300, 0
+    for _ in range(runs):
+        on_test: dict[frozenset[str], np.ndarray] = {}
+
+        def score(weights: Mapping[str, float], must_beat: float | None, on_test: Any = on_test) -> Evaluation:
+            on_val = random.random(200) < 0.8
+            on_test[frozenset(weights)] = random.random(400) < 0.8
+            return Evaluation(200, np.ones(200, bool), {"correct": on_val}, float(on_val.mean()), None)
+
+        found = search(list("abcdef"), score, methods=("uniform", "greedy"), rule=Rule(higher_is_better=True))
+        winner, single = (on_test[frozenset(one.weights)] for one in (found.winner, found.singles[0]))
+        interval = paired(metric, {"correct": winner}, {"correct": single}, groups=None)
+        better += compare(interval, higher_is_better=True) == "better"
+    assert 0 < better <= 0.05 * runs

@@ -132,6 +132,48 @@ def test_a_failure_is_on_stderr_line_by_line_and_in_the_document(capsys: pytest.
     assert capsys.readouterr().out == ""
 
 
+def test_on_a_terminal_lines_break_between_words_below_their_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    result = VerifyResult(Path("release"), "c" * 64, "accuracy", "%", {}, Findings(checks=CHECKS[-1:]), Exit.OK)
+    render.show("verify", result, code=Exit.OK, json=False)
+    first, second, _, digest = capsys.readouterr().out.splitlines()
+    assert first.startswith("inconclusive gain, best single → ONNX: about 1,600")
+    assert second == "             would decide"
+    assert digest == "c" * 64  # what a reader copies stays whole
+
+
+def test_a_long_refusal_is_cut_on_a_terminal_and_nowhere_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Correctness 14: the document has the whole difference."""
+    message = "a.pt: lacks " + "x" * 2000
+    render.failure("build", message, code=Exit.INPUT, json=True)
+    out, err = capsys.readouterr()
+    assert message in err
+    assert json.loads(out)["error"]["message"] == message
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    render.failure("build", message, code=Exit.INPUT, json=False)
+    assert capsys.readouterr().err.endswith("xxx … (1,412 more characters; --json prints all)\n")
+
+
+def test_what_inspect_found_is_shown_in_plain_words(capsys: pytest.CaptureFixture[str]) -> None:
+    facts = {
+        "opsets": {"": 18},
+        "inputs": [{"name": "input", "shape": ["batch", 3]}],
+        "external_data": False,
+        "gain": None,
+    }
+    render.show("inspect", Inspection("model.onnx", "onnx", facts), code=0, json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "model.onnx: onnx", "  opsets:", "    ai.onnx: 18", "  inputs:", "    name input, shape [batch, 3]",
+        "  external_data: no", "  gain: none",
+    ]  # fmt: skip
+
+
 def test_names_are_shown_as_they_are_whatever_they_hold(capsys: pytest.CaptureFixture[str]) -> None:
     render.show("inspect", Inspection("[bold]a[/bold].onnx", "onnx", {"[red]": ":smile:"}), code=0, json=False)
     assert capsys.readouterr().out == "[bold]a[/bold].onnx: onnx\n  [red]: :smile:\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from soup.checkpoint import load_state, read_checkpoint, state_sha256
 from soup.config import load_config
 from soup.larder import gather, load_data
 from soup.models import build_model
-from soup.pipeline import open_kitchen
+from soup.pipeline import BuildResult, open_kitchen
 from soup.score import Kitchen, write_soup
 from soup.tensors import StateDict
 
@@ -245,3 +246,18 @@ def test_the_search_is_told_as_one_piece_of_work_that_only_goes_forward(slim: Pa
     assert list(done) == sorted(done)
     assert set(totals) == {6 * 150 + 3 * 250}  # 3 singles; the uniform soup and 2 greedy ones, recalibrated
     assert done[-1] == 5 * 150 + 2 * 250
+
+
+def test_a_wider_checkpoint_is_stored_as_the_network_that_was_scored_with_it(
+    slim: Path, tmp_path: Path, build_at: Callable[..., BuildResult]
+) -> None:
+    """Correctness 25: float64 files in a float32 network; what was scored is float32."""
+    folder = Path(shutil.copytree(slim, tmp_path / "wide"))
+    for path in (folder / "runs").iterdir():
+        saved = torch.load(path, weights_only=True)
+        state = {name: t.double() if t.is_floating_point() else t for name, t in saved["model"].items()}
+        torch.save({**saved, "model": state}, path)
+    result = build_at(folder, tmp_path / "out")
+    soup = load_state(read_checkpoint(result.folder / "soup.safetensors"))
+    assert {t.dtype for t in soup.values()} == {torch.float32, torch.int64}
+    assert state_sha256(soup) == result.record.state_sha256
