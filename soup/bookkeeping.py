@@ -190,8 +190,9 @@ def _fragile(trial: Trial, kitchen: Kitchen, against: Trial | None) -> bool:
     """Whether one image would turn a greedy decision; told only of metrics that count right images."""
     if trial.method != "greedy" or against is None or "correct" not in trial.evaluation.per_sample:
         return False
-    one = 1 / trial.evaluation.n_total
-    decisions = {kitchen.rule.accepts(trial.value + change, against.value) for change in (-one, 0.0, one)}
+    one, hair = 1 / trial.evaluation.n_total, 1e-9  # a hair more or less, so that rounding decides nothing
+    changes = (-one * (1 - hair), 0.0, one * (1 + hair))
+    decisions = {kitchen.rule.accepts(trial.value + change, against.value) for change in changes}
     return len(decisions) > 1
 
 

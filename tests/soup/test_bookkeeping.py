@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,18 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from soup.bookkeeping import _trial
 from soup.build_folder import read_build
 from soup.checkpoint import load_state, read_checkpoint, state_sha256
+from soup.evaluate import Evaluation
 from soup.files import sha256_file
 from soup.pipeline import BuildResult
+from soup.search import Rule, Trial
 from soup.statistics import paired_difference
+from soup.tasks import metric_named
 
 Build = Callable[..., BuildResult]
+ACCURACY = metric_named("classification", "accuracy")
 
 
 def read(folder: Path, name: str) -> Any:
@@ -181,3 +187,16 @@ def test_a_soup_that_is_no_number_is_rejected_as_such(small: Path, build_at: Bui
     assert rejected[bad] == "not_a_number"
     assert bad not in result.record.winner.weights
     assert result.record.winner.val is not None
+
+
+@pytest.mark.parametrize(("right", "fragile"), [(78, False), (79, True), (80, True), (81, False)])
+def test_a_greedy_decision_that_one_image_would_turn_is_fragile(right: int, fragile: bool) -> None:
+    """Correctness 44: 80 of 100 to beat; 80 stays and 79 would not, 79 goes and 80 would not."""
+
+    def trial(count: int) -> Trial:
+        correct = np.arange(100) < count
+        evaluation = Evaluation(100, np.ones(100, bool), {"correct": correct}, count / 100, None)
+        return Trial("greedy", {"a": 1.0, "b": 1.0}, evaluation, count >= 80, "kept", "b")
+
+    kitchen = SimpleNamespace(rule=Rule(higher_is_better=True), val=SimpleNamespace(groups=None), metric=ACCURACY)
+    assert _trial(trial(right), kitchen, against=trial(80)).fragile is fragile
