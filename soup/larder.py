@@ -56,6 +56,9 @@ def gather(config: Config, *, exclude: Path | None, only: Collection[str] | None
     if not readable:
         raise SoupError("\n".join([*(reason for _, reason in unreadable), "checkpoints: none of them can be read."]))
     checked = preflight(readable, model_spec=table, on_bad=config.checkpoints.on_bad_ingredient)
+    for one in checked.findings:
+        if one.level == "warning":  # told now: a build may take hours, and this may be the reason to stop it
+            _LOG.warning("warning: %s: %s", one.where, one.what)
     aside = [(path, reason.removeprefix(f"{path}: ")) for path, reason in unreadable]
     aside += [(str(path), reason) for path, reason in checked.set_aside]
     usable = {checkpoint.sha256: checkpoint for checkpoint in checked.ingredients}

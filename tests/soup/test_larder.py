@@ -222,3 +222,19 @@ def test_preprocessing_reaches_the_data_layer_as_written(slim: Path) -> None:
     assert boxed is not None
     assert boxed.letterbox == Letterbox((4, 6), 7, centered=False)
     assert preprocess_of(config_of(slim, "preprocess=null")) is None
+
+
+def test_an_independent_initialisation_is_told_before_any_image_is_looked_at(
+    slim: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(slim, tmp_path / "other"))
+    first, *_ = sorted((folder / "runs").iterdir())
+    saved = torch.load(first, weights_only=True)
+    random = torch.Generator().manual_seed(1)
+    state = {n: torch.randn(t.shape, generator=random) if t.ndim > 1 else t for n, t in saved["model"].items()}
+    torch.save({**saved, "model": state}, folder / "runs" / "stranger.pt")
+    for split in folder.glob("*.npz"):
+        split.unlink()
+    gather(load_config(folder / "val.yaml"), exclude=None, progress=lambda what, done, total: None)
+    assert "stranger.pt" in caplog.text
+    assert "independent" in caplog.text
