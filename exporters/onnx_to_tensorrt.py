@@ -95,9 +95,7 @@ def onnx_to_tensorrt(
     _check_compute_capabilities(compute_capabilities)
     if not onnx_path.is_file():
         raise ExportError(f"{onnx_path}: not found, expected an ONNX model.", kind="input")
-    builder = find_builder()
-    if builder is None:
-        raise _no_builder()
+    builder = _required_builder()
     layers_path = engine_path.with_suffix(".layers.json")
     request = Request(
         onnx_path=str(onnx_path.resolve()),
@@ -154,9 +152,11 @@ def _built_for(builder: Builder, request: Request) -> tuple[str, ...]:
     return request.compute_capabilities
 
 
-def _no_builder() -> ExportError:
+def _required_builder() -> Builder:
+    if builder := find_builder():
+        return builder
     here = "no tensorrt or tensorrt_rtx" if find_gpu() else "no NVIDIA GPU and no tensorrt_rtx"
-    return ExportError(
+    raise ExportError(
         f"TensorRT: nothing here can build an engine ({here}). Install a builder: pip install 'edgesoup[rtx]' "
         "(builds ahead of time, also without a GPU), or build on the device, from the release folder.",
         kind="environment",
