@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo torchvision test check gpu bench format schemas trt-names clean
+.PHONY: demo torchvision test check gpu torture nulls bench format schemas trt-names clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -33,7 +33,13 @@ check: .venv/installed ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/installed ## every benchmark, as the tables of the README (about 10 minutes)
+torture: .venv/installed ## 100 builds killed at random moments, each ended and compared byte for byte
+	$(BIN)/python tools/torture.py
+
+nulls: .venv/installed ## how often the final verdict, and the search, are wrong where nothing is to be found
+	$(BIN)/python -m benchmarks.nulls
+
+bench: .venv/installed ## every benchmark, as the tables of the README (makes its checkpoints first: an hour, once)
 	$(BIN)/python -m pip install --quiet '.[bench]'
 	$(BIN)/python -m benchmarks
 

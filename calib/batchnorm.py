@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm  # private, but the one ancest
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from calib import CalibError
-from calib.moments import Moments, distance, moments, pool, rounded_once
+from calib.moments import Moments, distance, pool, rounded_once
+from calib.received import recorded
 
 Device = str | torch.device
 
@@ -83,7 +83,7 @@ def measure(
     layers = batchnorm_layers(model, frozen=frozen)
     calls: list[tuple[str, Moments]] = []
     full_precision = torch.autocast(torch.device(device).type, enabled=False)
-    with _only_batchnorm_trains(model, layers), _recorded(layers, calls), torch.no_grad(), full_precision:
+    with _only_batchnorm_trains(model, layers), recorded(layers, calls), torch.no_grad(), full_precision:
         numbered = enumerate(batches, start=1)
         return [_measure_batch(model, batch, index=index, calls=calls, device=device) for index, batch in numbered]
 
@@ -191,19 +191,6 @@ def _only_batchnorm_trains(model: nn.Module, layers: Mapping[str, _BatchNorm]) -
         for module, mode in modes:
             module.training = mode
         _put_back(kept)  # a subclass whose forward is its own may have written to them
-
-
-@contextlib.contextmanager
-def _recorded(layers: Mapping[str, _BatchNorm], calls: list[tuple[str, Moments]]) -> Iterator[None]:
-    """Append the name and the moments of its input to `calls` whenever a layer is called."""
-
-    def record(name: str, _module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-        calls.append((name, moments(next(iter((*args, *kwargs.values()))))))
-
-    with contextlib.ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(functools.partial(record, name), with_kwargs=True))
-        yield
 
 
 def _measure_batch(

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import itertools
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,63 +13,36 @@ import numpy as np
 import torch
 
 from soup import SoupError
-from soup.checkpoint import Checkpoint, check_unchanged
+from soup.blocks import BLOCK_BYTES, Opened, Planned, in_blocks, read_block
+from soup.checkpoint import Checkpoint
 from soup.files import Entry, write_safetensors
 from soup.rounding import REALS, cooked_dtype, reals, rounded
-from soup.tensors import StateDict, TensorSpec, read_tensor, state_entry
+from soup.tensors import StateDict, TensorSpec, state_entry
+from soup.weights import Weight, Weights, weight_of
 
 DtypePolicy = Literal["same", "float32", "float16", "bfloat16"]
 
-BLOCK_BYTES = 1 << 20  # of one ingredient
-THREADS = 2
 
-
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    """One tensor of the soup: where each ingredient keeps it, in the order of their SHA-256, and what it becomes."""
-
-    name: str
-    parts: tuple[TensorSpec, ...]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    flat: bool  # in each file one range of bytes, whose rows are the single elements; else rows of the first axis
-    rows: int
-    row_bytes: int  # of the widest part
-    rows_per_block: int
-
-    @property
-    def starts(self) -> range:
-        return range(0, self.rows, self.rows_per_block)
-
-    @property
-    def block_bytes(self) -> int:
-        return min(self.rows, self.rows_per_block) * self.row_bytes
-
-
-Batch = list[tuple[_Tensor, int]]  # blocks of tensors, each named by its first row
-
-
-def cook(
-    weights: Mapping[str, float], ingredients: Mapping[str, Checkpoint], *, dtype: DtypePolicy = "same"
-) -> StateDict:
-    """Average in memory: {SHA-256 of an ingredient: positive weight} → names in sorted order, tied tensors still tied.
+def cook(weights: Weights, ingredients: Mapping[str, Checkpoint], *, dtype: DtypePolicy = "same") -> StateDict:
+    """Average in memory → names in sorted order; tied tensors stay tied where the weights of their names are equal.
 
     Floating and complex tensors are Σ w·x / Σ w, summed in float64 in the order of the SHA-256 and rounded once, to
-    `dtype` where they are floating, else to the widest dtype among the ingredients. So the result depends on the set
-    alone, and a soup of one, or of copies, has its bits. Integers and booleans are copied; `num_batches_tracked` is the
-    largest.
+    `dtype` where they are floating, else to the widest dtype among the parts. So the result depends on the set alone,
+    and a soup of one, or of copies, has its bits. Integers and booleans are copied; `num_batches_tracked` is the
+    largest. A part of weight 0 is not read, and plays no part in any of this.
 
-    Raises SoupError when names, shapes or integer tensors differ, for float8, and when a file changed after its check.
+    Raises SoupError when names, shapes or integer tensors differ, for float8, for a weight that is no number from 0 up,
+    for a tensor with none that is positive or that no prefix fits, and when a file changed after its check.
     """
     state: StateDict = {}
-    tied: dict[tuple[TensorSpec, ...], torch.Tensor] = {}
-    fresh: list[_Tensor] = []
-    for tensor in _plan(weights, ingredients, dtype=dtype):
-        if tensor.parts not in tied:
-            tied[tensor.parts] = torch.empty(tensor.shape, dtype=tensor.dtype)
+    tied: dict[object, torch.Tensor] = {}
+    fresh: list[Planned] = []
+    for tensor in plan(weights, ingredients, dtype=dtype):
+        if (source := (tensor.parts, tensor.weights)) not in tied:
+            tied[source] = torch.empty(tensor.shape, dtype=tensor.dtype)
             fresh.append(tensor)
-        state[tensor.name] = tied[tensor.parts]
-    with contextlib.closing(_blocks(fresh, weights, ingredients)) as blocks:
+        state[tensor.name] = tied[source]
+    with contextlib.closing(in_blocks(fresh, _used(weights, ingredients), _cook_block)) as blocks:
         for tensor in fresh:
             target = state[tensor.name].reshape(-1).view(torch.uint8).numpy()
             start = 0
@@ -86,7 +53,7 @@ def cook(
 
 
 def cook_to_file(
-    weights: Mapping[str, float],
+    weights: Weights,
     ingredients: Mapping[str, Checkpoint],
     path: Path,
     *,
@@ -100,29 +67,52 @@ def cook_to_file(
     Only a tensor that a file stores transposed is held whole. Raises SoupError as `cook` does, and on a full disk.
     """
     replaced = replace or {}
-    plan = _plan(weights, ingredients, dtype=dtype)
-    if unknown := replaced.keys() - {tensor.name for tensor in plan}:
+    planned = plan(weights, ingredients, dtype=dtype)
+    if unknown := replaced.keys() - {tensor.name for tensor in planned}:
         raise ValueError(f"no ingredient has the tensors to be replaced: {sorted(unknown)}")
-    averaged = [tensor for tensor in plan if tensor.name not in replaced]
-    with contextlib.closing(_blocks(averaged, weights, ingredients)) as blocks:
+    averaged = [tensor for tensor in planned if tensor.name not in replaced]
+    with contextlib.closing(in_blocks(averaged, _used(weights, ingredients), _cook_block)) as blocks:
         # Entries are written in the order of their names, which is the plan's: each takes the blocks that come next.
         entries = {tensor.name: _entry(tensor, blocks) for tensor in averaged}
         entries.update((name, state_entry(tensor)) for name, tensor in replaced.items())
         write_safetensors(path, entries, metadata=metadata)
 
 
-def _plan(weights: Mapping[str, float], ingredients: Mapping[str, Checkpoint], *, dtype: DtypePolicy) -> list[_Tensor]:
-    if not weights or not all(0 < weight < math.inf for weight in weights.values()):
-        raise SoupError(f"recipe: weights are {list(weights.values())}, expected one or more positive numbers.")
-    first, *others = (ingredients[sha] for sha in sorted(weights))
+def plan(weights: Weights, ingredients: Mapping[str, Checkpoint], *, dtype: DtypePolicy = "same") -> list[Planned]:
+    """How each tensor is averaged, by name; nothing is read yet. Raises SoupError as `cook` does."""
+    if not weights:
+        raise SoupError("recipe: has no weights, expected one or more positive numbers.")
+    first, *others = used = _used(weights, ingredients)
     for other in others:
         if differing := sorted(other.tensors.keys() ^ first.tensors.keys()):
             raise SoupError(f"{other.path}: tensor {differing[0]!r} is here or in {first.path}, expected in both.")
-    kept = {name: tuple(item.tensors[name] for item in (first, *others)) for name in sorted(first.tensors)}
-    return [_planned(name, parts, dtype=dtype) for name, parts in kept.items()]
+    weighed = list(zip(used, (weights[sha] for sha in sorted(weights)), strict=True))
+    return [_planned(name, *_weighed(name, weighed), dtype=dtype) for name in sorted(first.tensors)]
 
 
-def _planned(name: str, parts: tuple[TensorSpec, ...], *, dtype: DtypePolicy) -> _Tensor:
+def _used(weights: Weights, ingredients: Mapping[str, Checkpoint]) -> list[Checkpoint]:
+    return [ingredients[sha] for sha in sorted(weights)]
+
+
+def _weighed(
+    name: str, weighed: Sequence[tuple[Checkpoint, Weight]]
+) -> tuple[tuple[TensorSpec, ...], tuple[float, ...]]:
+    """The parts of positive weight, and these weights."""
+    parts, amounts = [], []
+    for item, weight in weighed:
+        try:
+            amount = weight_of(weight, name)
+        except SoupError as error:
+            raise SoupError(f"{item.path}: {error}") from error
+        if amount:
+            parts.append(item.tensors[name])
+            amounts.append(amount)
+    if not parts:
+        raise SoupError(f"recipe: tensor {name!r} has the weight 0 everywhere, expected one or more positive numbers.")
+    return tuple(parts), tuple(amounts)
+
+
+def _planned(name: str, parts: tuple[TensorSpec, ...], weights: tuple[float, ...], *, dtype: DtypePolicy) -> Planned:
     first, shape = parts[0], parts[0].shape
     for part in parts:
         if part.shape != shape or (part.dtype != first.dtype and not {part.dtype, first.dtype} <= REALS.keys()):
@@ -139,74 +129,21 @@ def _planned(name: str, parts: tuple[TensorSpec, ...], *, dtype: DtypePolicy) ->
     row_bytes = width * max(part.dtype.itemsize for part in parts)
     # Where the first axis is not the slowest one, a few rows lie all over the file, and the tensor is read as a whole.
     in_blocks = flat or all(stride[0] == max(stride) for stride in strides)
-    return _Tensor(
-        name, parts, shape, result, flat, rows, row_bytes, max(1, BLOCK_BYTES // row_bytes if in_blocks else rows)
-    )
+    rows_per_block = max(1, BLOCK_BYTES // row_bytes if in_blocks else rows)
+    return Planned(name, parts, weights, shape, result, flat, rows, row_bytes, rows_per_block)
 
 
-def _entry(tensor: _Tensor, blocks: Iterator[np.ndarray]) -> Entry:
+def _entry(tensor: Planned, blocks: Iterator[np.ndarray]) -> Entry:
     empty = state_entry(torch.empty(0, dtype=tensor.dtype))
     chunks = (block.data for block in itertools.islice(blocks, len(tensor.starts)))
     return Entry(empty.dtype, tensor.shape, math.prod(tensor.shape) * tensor.dtype.itemsize, chunks)
 
 
-def _blocks(
-    plan: Sequence[_Tensor], weights: Mapping[str, float], ingredients: Mapping[str, Checkpoint]
-) -> Generator[np.ndarray, None, None]:
-    """Bytes (uint8) of every block of every tensor, in order; the last comes only after no file was seen to change."""
-    used = [ingredients[sha] for sha in sorted(weights)]
-    ordered = [weights[sha] for sha in sorted(weights)]
-    with contextlib.ExitStack() as stack:
-        opened = {stamp.path: stack.enter_context(_opened(stamp.path)) for item in used for stamp in item.files}
-
-        def check() -> None:
-            for item in used:
-                check_unchanged(item)
-
-        check()
-        work = functools.partial(_cook_batch, weights=ordered, opened=opened)
-        yield from _in_order(work, _batches(plan), before_last=check)
-
-
-def _batches(plan: Sequence[_Tensor]) -> Iterator[Batch]:
-    """One block each, or as many of the small tensors as make one: handing over a job costs more than a bias does."""
-    batch: Batch = []
-    size_bytes = 0
-    for tensor, start in ((one, start) for one in plan for start in one.starts):
-        batch.append((tensor, start))
-        size_bytes += tensor.block_bytes
-        if size_bytes >= BLOCK_BYTES:
-            yield batch
-            batch, size_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def _in_order(
-    work: Callable[[Batch], list[np.ndarray]], jobs: Iterable[Batch], *, before_last: Callable[[], None]
-) -> Generator[np.ndarray, None, None]:
-    """Results in the order of the jobs, worked out a few ahead: numpy and the kernel release the interpreter lock."""
-    pending: deque[Future[list[np.ndarray]]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for job in jobs:
-            pending.append(pool.submit(work, job))
-            if len(pending) > 2 * THREADS:
-                yield from pending.popleft().result()
-        wait(pending)
-        before_last()
-        for future in pending:
-            yield from future.result()
-
-
-def _cook_batch(batch: Batch, *, weights: Sequence[float], opened: Mapping[Path, int]) -> list[np.ndarray]:
-    return [_cook_block(tensor, start, weights, opened) for tensor, start in batch]
-
-
-def _cook_block(tensor: _Tensor, start: int, weights: Sequence[float], opened: Mapping[Path, int]) -> np.ndarray:
+def _cook_block(tensor: Planned, start: int, opened: Opened) -> np.ndarray:
     if tensor.dtype not in REALS:
         return _agreed(tensor, start, opened)
     with np.errstate(invalid="ignore"):  # NaN comes out as NaN; it is the pre-flight that refuses it
-        mean = _mean(tensor, start, weights, opened)
+        mean = _mean(tensor, start, opened)
     if any(part.dtype != tensor.dtype for part in tensor.parts):
         largest = np.abs(mean[np.isfinite(mean)]).max(initial=0)
         if largest > torch.finfo(tensor.dtype).max:
@@ -217,11 +154,11 @@ def _cook_block(tensor: _Tensor, start: int, weights: Sequence[float], opened: M
     return rounded(mean, tensor.dtype)
 
 
-def _agreed(tensor: _Tensor, start: int, opened: Mapping[Path, int]) -> np.ndarray:
+def _agreed(tensor: Planned, start: int, opened: Opened) -> np.ndarray:
     """A block that is not averaged: the same bytes in all (an index, a mask), or the largest counter."""
-    first = _read(tensor, start, tensor.parts[0], opened, np.empty(tensor.block_bytes, np.uint8))
+    first = read_block(tensor, start, tensor.parts[0], opened, np.empty(tensor.block_bytes, np.uint8))
     for part in tensor.parts[1:]:
-        other = _read(tensor, start, part, opened, np.empty(tensor.block_bytes, np.uint8))
+        other = read_block(tensor, start, part, opened, np.empty(tensor.block_bytes, np.uint8))
         if tensor.name.rpartition(".")[2] == "num_batches_tracked":
             values = torch.from_numpy(first).view(part.dtype)
             torch.maximum(values, torch.from_numpy(other).view(part.dtype), out=values)
@@ -233,13 +170,13 @@ def _agreed(tensor: _Tensor, start: int, opened: Mapping[Path, int]) -> np.ndarr
     return first
 
 
-def _mean(tensor: _Tensor, start: int, weights: Sequence[float], opened: Mapping[Path, int]) -> np.ndarray:
+def _mean(tensor: Planned, start: int, opened: Opened) -> np.ndarray:
     """Σ w·x / Σ w as float64[n]; where parts are float64 themselves, kept between the least and the largest of them."""
     buffer = np.empty(tensor.block_bytes, np.uint8)
     wide = any(REALS[part.dtype] is np.float64 for part in tensor.parts)
     total = low = high = np.empty(0)
-    for index, (part, weight) in enumerate(zip(tensor.parts, weights, strict=True)):
-        values = reals(_read(tensor, start, part, opened, buffer), part.dtype)
+    for index, (part, weight) in enumerate(zip(tensor.parts, tensor.weights, strict=True)):
+        values = reals(read_block(tensor, start, part, opened, buffer), part.dtype)
         if index == 0:  # not a sum that starts at zero, which would turn a lone -0.0 into 0.0
             total = np.multiply(values, weight, dtype=np.float64)
             low, high = (values.astype(np.float64), values.astype(np.float64)) if wide else (total, total)
@@ -250,45 +187,5 @@ def _mean(tensor: _Tensor, start: int, weights: Sequence[float], opened: Mapping
         if wide:
             np.minimum(low, values, out=low)
             np.maximum(high, values, out=high)
-    total /= math.fsum(weights)
+    total /= math.fsum(tensor.weights)
     return np.clip(total, low, high, out=total) if wide else total
-
-
-def _read(tensor: _Tensor, start: int, part: TensorSpec, opened: Mapping[Path, int], buffer: np.ndarray) -> np.ndarray:
-    """One ingredient's bytes (uint8) of one block in C order, in `buffer` where they follow each other in the file."""
-    count = min(tensor.rows_per_block, tensor.rows - start)
-    if not tensor.flat:
-        offset = part.offset + start * part.stride[0] * part.dtype.itemsize
-        rows = dataclasses.replace(part, offset=offset, shape=(count, *part.shape[1:]))
-        return read_tensor(rows).reshape(-1).view(torch.uint8).numpy()
-    offset = part.offset + start * part.dtype.itemsize
-    data = buffer[: count * part.dtype.itemsize]
-    filled = 0
-    while filled < len(data):
-        try:
-            got = os.preadv(opened[part.file], [data.data[filled:]], offset + filled)
-        except OSError as error:
-            raise _unreadable(part.file, error) from error
-        if got == 0:
-            raise SoupError(
-                f"{part.file}: ends at byte {offset + filled}, expected {len(data) - filled} more. "
-                "It changed since it was checked: run again when nothing writes to it."
-            )
-        filled += got
-    return data
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _unreadable(path: Path, error: OSError) -> SoupError:
-    return SoupError(f"{path}: cannot be read: {error.strerror or error}. Check the file and its disk.")

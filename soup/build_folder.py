@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -15,29 +14,20 @@ from safetensors.numpy import load as load_arrays
 
 from exporters.runtimes import Arrays
 from soup import SoupError
-from soup.files import STAGING_PREFIX, array_entry, finite, readable_json, sha256_file, write_safetensors
+from soup.files import STAGING_PREFIX, array_entry, readable_json, sha256_file, write_safetensors
 from soup.gates import Check
-from soup.statistics import Interval
+from soup.lock import LOCK_NAME
+from soup.search_records import Answer, Cost, Difference, Explanation, OptimismRecord, Shares
 
 SCHEMA_VERSION = 1
 RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS = (
     "recipe.json", "soup.safetensors", "build.json", "trials.json", "evaluations.safetensors",
 )  # fmt: skip
-OURS = (RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", "release", "cache")
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A paired difference in the metric's unit; as JSON has no Inf, an end is None where the samples decide nothing."""
-
-    estimate: float | None
-    low: float | None
-    high: float | None
-    confidence: float
-    method: str
-    n: int
-    groups: int | None
-    verdict: Literal["better", "worse", "undecided"]
+LEDGER, PICTURE = "ledger.sqlite", "soup.svg"
+OURS = (
+    RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", PICTURE, "release", "cache", LOCK_NAME,
+    LEDGER, f"{LEDGER}-journal", f"{LEDGER}.damaged",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +56,10 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Ingredient:
-    """A checkpoint that took part, and its own score on val."""
+    """A checkpoint that took part, and its own score on val; where that was not needed to the end, the best it can be.
+
+    `base` marks the model that the others were fine-tuned from, which is no candidate itself.
+    """
 
     sha256: str
     path: str
@@ -76,6 +69,8 @@ class Ingredient:
     val: float | None
     cosine: float | None
     notes: tuple[str, ...]
+    bound: float | None = None
+    base: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +89,7 @@ class Model:
     """A set of weights and what it scored; `test` is None without a test split."""
 
     method: str
-    weights: Mapping[str, float]
+    weights: Shares
     bn_policy: str
     val: float | None
     test: float | None
@@ -103,25 +98,6 @@ class Model:
     def label(self) -> str:
         """As the last hop of a build names it."""
         return {"own": "best single", "averaged": "soup"}.get(self.bn_policy, self.bn_policy)
-
-
-@dataclass(frozen=True, slots=True)
-class TrialRecord:
-    """One candidate of the search; `difference` is against what it had to beat, in pairs on val.
-
-    `fragile` says that one image more or less right would have turned the decision.
-    """
-
-    method: str
-    added: str | None
-    ingredients: tuple[str, ...]
-    val: float | None
-    bound: float | None
-    images: int
-    kept: bool
-    reason: str
-    difference: Difference | None
-    fragile: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +130,10 @@ class BuildRecord:
     checks: tuple[Check, ...]
     state_sha256: str
     files: Mapping[str, str]
-    images: Mapping[str, int]
+    answers: tuple[Answer, ...]
+    cost: Cost
+    optimism: OptimismRecord | None
+    explanation: Explanation | None
     seconds: float
 
 
@@ -170,14 +149,6 @@ class BuildFolder:
         """Statistics of "best_single" or "winner" on a split, first axis the sample."""
         prefix = f"{split}/{model}/"
         return {name.removeprefix(prefix): a for name, a in self.evaluations.items() if name.startswith(prefix)}
-
-
-def difference_record(interval: Interval, verdict: Literal["better", "worse", "undecided"]) -> Difference:
-    """An Interval as JSON can hold it."""
-    return Difference(
-        finite(interval.estimate), finite(interval.low), finite(interval.high),
-        interval.confidence, interval.method, interval.n, interval.groups, verdict,
-    )  # fmt: skip
 
 
 def claim_folder(folder: Path, *, ours: Collection[str] = OURS, command: str = "soup build") -> None:
@@ -225,7 +196,7 @@ def read_build(folder: Path) -> BuildFolder:
             f"{folder / BUILD}: schema_version {record.schema_version}, expected {SCHEMA_VERSION}. Upgrade edgesoup."
         )
     for name, expected in record.files.items():
-        if not (folder / name).is_file() or sha256_file(folder / name) != expected:
+        if _sha256(folder / name) != expected:
             raise SoupError(
                 f"{folder / name}: is missing or not as soup build wrote it (SHA-256 differs). Build again."
             )
@@ -234,3 +205,11 @@ def read_build(folder: Path) -> BuildFolder:
     except SafetensorError as error:
         raise SoupError(f"{folder / EVALUATIONS}: {error}. Build again.") from error
     return BuildFolder(folder, record, evaluations)
+
+
+def _sha256(path: Path) -> str | None:
+    """None where there is no such file, or no longer: another build may be moving its files here."""
+    try:
+        return sha256_file(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return None

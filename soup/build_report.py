@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
-from soup.build_folder import BuildRecord, Difference, Hop, Model, TrialRecord
-from soup.report import (
-    NONE,
-    HopRow,
-    bullets,
-    checks_table,
-    code,
-    document,
-    hops_table,
-    plain,
-    size_text,
-    summary,
-    table,
-    value_text,
+from soup.build_folder import BuildRecord, Hop
+from soup.build_tables import (
+    answers_table,
+    checkpoints_table,
+    contributions_section,
+    cost_section,
+    difference_text,
+    line_text,
+    paths_of,
+    result_table,
+    shown_value,
+    trials_table,
 )
-from soup.statistics import Interval, interval_text
+from soup.report import NONE, HopRow, bullets, checks_table, code, document, hops_table, plain, summary, table
+from soup.search_records import TrialRecord
+from soup.statistics import difference_text as change_text
 
 
-def build_markdown(record: BuildRecord, trials: Sequence[TrialRecord]) -> str:
-    """The whole report; equal records give equal text."""
+def build_markdown(record: BuildRecord, trials: Sequence[TrialRecord], *, picture: str | None = None) -> str:
+    """The whole report, with the picture of this name beside it; equal arguments give equal text."""
     skipped = [
         f"{name}: '{sample}' – {reason}" for name, split in record.splits.items() for sample, reason in split.skipped
     ]
+    told = record.explanation
+    opening = [winner_sentence(record), comparison_sentence(record), optimism_sentence(record)]
     return document(
         "Build report",
         {
-            "": f"{winner_sentence(record)}\n\n{comparison_sentence(record)}",
-            "Result": _result(record),
+            "": "\n\n".join(sentence for sentence in opening if sentence),
+            "Result": result_table(record),
+            "Why no soup won": bullets(told.causes if told else ()),
             "Checks": f"{summary(record.checks)}\n\n{checks_table(record.checks)}" if record.checks else "",
             "What the reader should know": bullets(record.notes),
-            "Checkpoints": _checkpoints(record),
+            "What each method found": answers_table(record),
+            "Trials": trials_table(record, trials),
+            "Checkpoints": checkpoints_table(record),
             "Set aside": bullets([f"'{name}' – {reason}" for name, reason in record.set_aside]),
-            "Trials": _trials(record, trials),
+            "What each ingredient adds": contributions_section(record),
+            "Between the checkpoints": _picture(record, picture),
             "BatchNorm": _policies(record),
             "Hop by hop": hops_table(
                 [hop_row(hop, unit=record.metric_unit) for hop in record.hops], unit=record.metric_unit
@@ -45,7 +50,7 @@ def build_markdown(record: BuildRecord, trials: Sequence[TrialRecord]) -> str:
             "Samples": _samples(record),
             "Shared images": bullets(record.overlaps),
             "Skipped samples": bullets(skipped),
-            "Cost": table(("what", "value"), _costs(record)),
+            "Cost": cost_section(record, trials),
             "Versions": table(
                 ("package", "version"), [(plain(one), plain(found)) for one, found in record.versions.items()]
             ),
@@ -55,19 +60,37 @@ def build_markdown(record: BuildRecord, trials: Sequence[TrialRecord]) -> str:
 
 def winner_sentence(record: BuildRecord) -> str:
     """What became the model, and how it compares on val, in one sentence of Markdown."""
-    count, single = len(record.ingredients), record.best_single
-    path, value = code(_paths(record)[next(iter(single.weights))]), _value(record, single.val)
-    if count == 1:
-        return f"{path} is the model, with {value} on val: with one checkpoint there was nothing to average."
-    if len(record.winner.weights) == 1:
+    weights, tuned = record.winner.weights, [one.sha256 for one in record.ingredients if not one.base]
+    path = code(paths_of(record)[next(iter(record.best_single.weights))])
+    value = shown_value(record, record.best_single.val)
+    if weights == record.best_single.weights:
+        if len(tuned) == 1:
+            return f"{path} is the model, with {value} on val: with one checkpoint there was nothing to average."
         return (
-            f"The best single checkpoint, {path}, is the model, with {value} on val: no soup of the {count} did better."
+            f"The best single checkpoint, {path}, is the model, with {value} on val: "
+            f"no soup of the {len(tuned)} did better."
         )
-    found, soup = _value(record, record.winner.val), plain(record.winner.method)
+    used = sum(sha in weights for sha in tuned)
+    base = " and the base" if len(weights) > used else ""
     return (
-        f"The model is the {soup} soup of {len(record.winner.weights)} of {count} checkpoints, with {found} on val "
-        f"against {value} of the best single, {path}."
+        f"The model is the {plain(record.winner.method)} soup of {used} of {len(tuned)} checkpoints{base}, with "
+        f"{shown_value(record, record.winner.val)} on val against {value} of the best single, {path}."
     )
+
+
+def optimism_sentence(record: BuildRecord) -> str:
+    """By how much val flatters the model that was chosen there, and what test gives instead; empty where neither is."""
+    found, unit, sentences = record.optimism, record.metric_unit, []
+    if found is not None and found.value is not None:
+        most = "" if found.ceiling is None else f", at most {_size(found.ceiling, unit)} if all were equally good"
+        sentences.append(
+            f"As the best of {found.candidates} candidates on val, its figure there flatters it by about "
+            f"{_size(found.value, unit)}{most} ({plain(found.method)})."
+        )
+    if record.winner.test is not None and record.winner.val is not None:
+        change = plain(change_text(record.winner.test - record.winner.val, unit=unit))
+        sentences.append(f"On test it scores {shown_value(record, record.winner.test)}, {change} from val.")
+    return " ".join(sentences)
 
 
 def comparison_sentence(record: BuildRecord) -> str:
@@ -83,19 +106,6 @@ def comparison_sentence(record: BuildRecord) -> str:
     return (
         f"On {record.judged_on}: {plain(difference_text(record.comparison, unit=record.metric_unit))} – {told}.{caveat}"
     )
-
-
-def difference_text(difference: Difference, *, unit: str) -> str:
-    """A recorded difference with its range, as `statistics.interval_text` writes it."""
-    if difference.estimate is None:
-        return f"not a number ({difference.method})"
-    interval = Interval(
-        difference.estimate,
-        -math.inf if difference.low is None else difference.low,
-        math.inf if difference.high is None else difference.high,
-        difference.confidence, difference.method, difference.n, difference.groups,
-    )  # fmt: skip
-    return interval_text(interval, unit=unit)
 
 
 def hop_row(hop: Hop, *, unit: str, verdict: str | None = None) -> HopRow:
@@ -119,45 +129,14 @@ def _worst(pick: Callable[[list[float]], float], values: Sequence[float | None])
     return pick(numbers) if numbers and len(numbers) == len(values) else None
 
 
-def _result(record: BuildRecord) -> str:
-    def row(name: str, model: Model) -> tuple[str, ...]:
-        bn = model.bn_policy if record.batchnorm_layers else NONE
-        return (name, plain(model.method), bn, _value(record, model.val), _value(record, model.test))
-
-    metric = f"{plain(record.metric)}, {'higher' if record.higher_is_better else 'lower'} is better"
-    rows = [row("best single", record.best_single), row("model", record.winner)]
-    return f"{metric}\n\n{table(('', 'method', 'BatchNorm', 'val', 'test'), rows)}"
+def _size(value: float, unit: str) -> str:
+    """Of a difference, without its sign."""
+    return change_text(abs(value), unit=unit).lstrip("+")
 
 
-def _checkpoints(record: BuildRecord) -> str:
-    weights = record.winner.weights
-    rows = [
-        (
-            code(one.path), _value(record, one.val), f"{weights[one.sha256]:g}" if one.sha256 in weights else NONE,
-            NONE if one.cosine is None else f"{one.cosine:.4f}", plain(one.weights), size_text(one.size_bytes),
-            code(one.sha256[:12]), plain("; ".join(one.notes)),
-        )
-        for one in record.ingredients
-    ]  # fmt: skip
-    return table(("checkpoint", "val", "weight in the model", "cosine", "weights", "size", "SHA-256", "notes"), rows)
-
-
-def _trials(record: BuildRecord, trials: Sequence[TrialRecord]) -> str:
-    """Every candidate but the checkpoints by themselves, which have their own table."""
-    paths = _paths(record)
-    rows = [
-        (
-            plain(trial.method), NONE if trial.added is None else code(paths[trial.added]), str(len(trial.ingredients)),
-            _value(record, trial.val), plain(trial.reason.replace("_", " ") + ", fragile" * trial.fragile),
-            f"{trial.images:,}",
-            "" if trial.difference is None else plain(difference_text(trial.difference, unit=record.metric_unit)),
-        )
-        for trial in trials
-        if trial.method != "single"
-    ]  # fmt: skip
-    hint = "\n\nFragile: one image more or less right would have turned the decision."
-    shown = table(("method", "added", "of", "val", "outcome", "images", "against what it had to beat"), rows)
-    return shown + hint * any(trial.fragile for trial in trials)
+def _picture(record: BuildRecord, name: str | None) -> str:
+    image = f"![Where the checkpoints lie, and soups on the line between two of them]({name})" if name else ""
+    return "\n\n".join(part for part in (image, line_text(record)) if part)
 
 
 def _policies(record: BuildRecord) -> str:
@@ -165,10 +144,12 @@ def _policies(record: BuildRecord) -> str:
     if not record.batchnorm_layers:
         return ""
     rows = [
-        (policy, _value(record, value), "ships" if policy == record.winner.bn_policy else "")
+        (policy, shown_value(record, value), "ships" if policy == record.winner.bn_policy else "")
         for policy, value in record.policies.items()
     ]
-    return f"{record.batchnorm_layers} layers.\n\n{table(('statistics', 'val', ''), rows)}"
+    off = record.convergence
+    settled = f" Half of the images put them off by at most {off * 100:.2g} % of a layer's spread." if off else ""
+    return f"{record.batchnorm_layers} layers.{settled}\n\n{table(('statistics', 'val', ''), rows)}"
 
 
 def _samples(record: BuildRecord) -> str:
@@ -177,16 +158,3 @@ def _samples(record: BuildRecord) -> str:
         for name, one in record.splits.items()
     ]
     return table(("split", "samples", "groups", "SHA-256 of the list"), rows)
-
-
-def _costs(record: BuildRecord) -> list[tuple[str, str]]:
-    images = [(f"images forwarded for {plain(what)}", f"{count:,}") for what, count in record.images.items()]
-    return [*images, ("seconds", f"{record.seconds:.1f}")]
-
-
-def _paths(record: BuildRecord) -> dict[str, str]:
-    return {one.sha256: one.path for one in record.ingredients}
-
-
-def _value(record: BuildRecord, value: float | None) -> str:
-    return value_text(value, unit=record.metric_unit)

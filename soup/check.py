@@ -14,7 +14,6 @@ import numpy as np
 
 from calib import CalibError
 from soup import Progress, SoupError
-from soup.bookkeeping import notes_of
 from soup.build_folder import claim_folder
 from soup.config import Config
 from soup.data import Split
@@ -23,6 +22,7 @@ from soup.expect import Comparison, compare
 from soup.files import finite
 from soup.gates import Exit
 from soup.larder import Larder, find_overlaps, gather, open_split, refuse_other_classes, refuse_other_shapes
+from soup.notes import notes_of
 from soup.pipeline import cache_folder, open_kitchen
 
 
@@ -77,7 +77,7 @@ def check(config: Config, out: Path, *, progress: Progress) -> CheckResult:
     larder = _gather(config, out, errors, progress)
     splits = _open_splits(config, cache, errors, progress)
     with _kept(errors):
-        overlaps = find_overlaps(splits, max_overlap=config.data.max_overlap)
+        overlaps = find_overlaps(config, splits)
     if larder and "val" in splits:
         with _kept(errors):
             kitchen = open_kitchen(config, larder, splits, progress=progress)

@@ -96,6 +96,9 @@ def build(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="Cook this recipe.json again instead of searching.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of each evaluation why an earlier one could not be reused.")
+    ] = False,
     sets: Sets = [],  # noqa: B006  (typer copies it)
     allow_inconclusive: Allow = False,
     json: Json = False,
@@ -103,7 +106,8 @@ def build(
     """Find the checkpoints whose average is best on val.
 
     Each candidate is averaged, recalibrated and judged as it will ship. The winner is compared with the best single
-    checkpoint on test, and all of it is told in report.html.
+    checkpoint on test, and all of it is told in report.html. Every evaluation is kept in the folder's ledger: a build
+    that was stopped goes on where it was, and one with another checkpoint evaluates only what is new.
 
     Example: soup build --val val.yaml -o soup-out
     """
@@ -118,7 +122,7 @@ def build(
             return recook(config, recipe, out, progress=progress), Exit.OK
         from soup.pipeline import build as run
 
-        result = run(config, out, allow_inconclusive=allow_inconclusive, progress=progress)
+        result = run(config, out, allow_inconclusive=allow_inconclusive, show_reuse=explain, progress=progress)
         return result, result.exit_code
 
     run_command("build --recipe" if recipe else "build", work, json=json)

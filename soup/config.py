@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue, PrivateAttr, ValidationError, ValidationI
 
 from soup import SoupError
 from soup.config_errors import problems_of
+from soup.search_sections import Explain, Search
 from soup.sections import (
     Batchnorm,
     Checkpoints,
@@ -21,7 +22,6 @@ from soup.sections import (
     Preprocess,
     Quantization,
     Release,
-    Search,
     Section,
     expects,
 )
@@ -63,6 +63,8 @@ class Config(Section):
     """where torch runs"""
     search: Search = Field(default_factory=Search)
     """how the ingredients are chosen"""
+    explain: Explain = Field(default_factory=Explain)
+    """what the report tells beyond the search"""
     batchnorm: Batchnorm = Field(default_factory=Batchnorm)
     """BatchNorm recalibration"""
     quantization: Quantization = Field(default_factory=Quantization)
@@ -78,13 +80,17 @@ class Config(Section):
 
     @field_validator("search")
     @classmethod
-    def _recalibration_has_images(cls, search: Search, info: ValidationInfo) -> Search:
+    def _methods_have_what_they_need(cls, search: Search, info: ValidationInfo) -> Search:
         data = info.data.get("data")
         if search.bn_policy == "recalibrated" and data and data.train is None:
             raise ValueError(
                 "BatchNorm is recalibrated on data.train, which is not given. "
                 "Give it, or set search.bn_policy: averaged (also for a model without BatchNorm)"
             )
+        checkpoints = info.data.get("checkpoints")
+        needing = sorted({"wise_ft", "model_stock"} & set(search.methods))
+        if needing and checkpoints and checkpoints.base is None:
+            raise ValueError(f"'{needing[0]}' starts from checkpoints.base, which is not given. Give it too")
         return search
 
     @field_validator("release")

@@ -29,6 +29,7 @@ _EXPECTED = {
     "dict_type": "keys below it",
     "greater_than": "more than {gt:g}",
     "greater_than_equal": "{ge:g} or more",
+    "less_than": "less than {lt:g}",
     "less_than_equal": "{le:g} or less",
 }
 _WIDEST = 80  # characters of a value that are shown
@@ -70,7 +71,7 @@ def _unknown(name: str, known: Collection[str]) -> str:
 def _meaning(model: type[BaseModel], key: Key) -> str:
     *section, name = [part for part in key if isinstance(part, str)]
     field = _fields(model, tuple(section)).get(name)
-    return f". Meaning: {field.description}" if field else ""
+    return f". Meaning: {' '.join((field.description or '').split())}" if field else ""
 
 
 def _fields(model: type[BaseModel], key: Key) -> dict[str, FieldInfo]:

@@ -12,6 +12,7 @@ import numpy as np
 from exporters.runtimes import Arrays
 from soup import SoupError
 from soup.decoded import Decoded, Progress, decode
+from soup.files import canonical_json, sha256_bytes
 from soup.preprocess import Preprocess, normalize
 from soup.sources import drawn, open_source, several
 
@@ -40,6 +41,12 @@ class Split:
             indices = wanted[start : start + batch]
             targets = {name: values[indices] for name, values in self.targets.items()}
             yield indices, {"input": self.inputs(indices)}, targets
+
+    def targets_sha256(self) -> str:
+        """Of the targets and groups, in the order of the samples."""
+        groups = np.array([]) if self.groups is None else self.groups
+        named = {**self.targets, "group": groups}
+        return sha256_bytes(canonical_json({name: array.tolist() for name, array in named.items()}))
 
     def inputs(self, indices: np.ndarray) -> np.ndarray:
         """What the model is fed for the samples at `indices`: float32 [n, channels, height, width]."""

@@ -21,7 +21,7 @@ from soup.preprocess import Preprocess, backend_version, fit
 from soup.sources import Sample, Source, several
 
 Progress = Callable[[int, int], None]  # (done, total as far as known)
-_FORMAT = 1  # part of the cache's name
+FORMAT = 1  # part of the cache's name
 _IN_FLIGHT = 64  # samples; what a function gives need not fit in memory at once
 
 
@@ -56,7 +56,7 @@ def decode(
     Raises SoupError where no image can be read, sizes differ, or the images exceed `max_bytes`.
     """
     version = None if preprocess is None else backend_version(preprocess.backend)
-    name = sha256_bytes(canonical_json([_FORMAT, source.identity, _geometry(preprocess), version]))
+    name = sha256_bytes(canonical_json([FORMAT, source.identity, _geometry(preprocess), version]))
     if source.identity is not None and (found := _open(cache / name, source, preprocess)):
         return found
     with staged(cache, last=f"{name}.json") as stage:

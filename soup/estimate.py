@@ -17,7 +17,7 @@ import numpy as np
 from calib.batchnorm import measure
 from soup.average import cook
 from soup.data import Split
-from soup.models import to_device, torch_predict
+from soup.models import load, to_device, torch_predict
 from soup.score import Kitchen
 from soup.search import evaluations_needed
 
@@ -50,7 +50,7 @@ def estimate(kitchen: Kitchen, splits: Mapping[str, Split], *, methods: Sequence
     """
     count, first = len(kitchen.ingredients), min(kitchen.ingredients)
     state, per_cook = _timed(lambda: cook({first: 1.0}, kitchen.ingredients, dtype=kitchen.dtype))
-    kitchen.load(state)
+    load(kitchen.model, state)
     timed = min(_SAMPLE, len(kitchen.val))
     bytes_per_image, per_image = _evaluated(kitchen, timed)
     per_recalibration = _recalibration_seconds(kitchen)

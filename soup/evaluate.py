@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +34,40 @@ class Evaluation:
     bound: float | None  # the best value that was still within reach, where it stopped
     outputs: Arrays | None = None  # every output, first axis n_total, where they were asked for
     not_finite: int = 0  # samples seen with NaN or Inf in any output
+    difficulty: np.ndarray | None = None  # float32[n_total], `Metric.difficulty`; 0 where not seen
+    worst: float | None = None  # the worst value that was still within reach, where it stopped
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of one model on one split, by sample; `evaluate` asks only for the rest, and adds it here."""
+
+    seen: np.ndarray  # bool[n]
+    per_sample: dict[str, np.ndarray] = field(default_factory=dict)
+    difficulty: np.ndarray | None = None
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @staticmethod
+    def of(evaluation: Evaluation, outputs: Arrays | None = None) -> Memory:
+        """What an evaluation saw, copied."""
+        return Memory(
+            evaluation.seen.copy(), _copied(evaluation.per_sample),
+            None if evaluation.difficulty is None else evaluation.difficulty.copy(), _copied(outputs or {}),
+        )  # fmt: skip
+
+    def shown(self, seen: np.ndarray, metric: Metric, *, stopped: bool, keep_outputs: bool) -> Evaluation:
+        """As an evaluation that saw these samples and no others, so that it does not tell what else is known."""
+        per_sample = _masked(self.per_sample, seen)
+        difficulty = None if self.difficulty is None else _masked({"": self.difficulty}, seen)[""]
+        return Evaluation(
+            len(seen), seen, per_sample,
+            None if stopped else metric.reduce(per_sample),
+            metric.upper_bound(per_sample, seen) if stopped else None,
+            _masked(self.outputs, seen) if keep_outputs else None,
+            0 if difficulty is None else int(np.isposinf(difficulty).sum()),
+            difficulty,
+            metric.worst_bound(per_sample, seen) if stopped else None,
+        )  # fmt: skip
 
 
 def evaluate(
@@ -42,48 +76,76 @@ def evaluate(
     metric: Metric,
     *,
     batch: int = 64,
-    order: Sequence[int] | None = None,
+    order: Sequence[int] | np.ndarray | None = None,
     must_beat: float | None = None,
+    limit: int | None = None,
+    start: np.ndarray | None = None,
+    memory: Memory | None = None,
     keep_outputs: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score `predict` on every sample once, in `order` (a permutation; the samples' own without).
 
     With `must_beat` it stops where even a perfect rest would leave the value short of it (below it, or above it for a
-    loss), which never changes a decision: reaching `must_beat` exactly is enough. NaN never reaches it.
+    loss), which never changes a decision: reaching `must_beat` exactly is enough. NaN never reaches it. With `limit`
+    it stops at the batch with which so many samples were seen.
+
+    `start` (bool[n]) are samples of `memory` that count as seen from the beginning. All else in `memory` only saves
+    forward passes: where it stops, and what it gives, is as if each sample had been asked anew.
     Raises SoupError where an output does not have one row per sample; ValueError where `samples` or `order` miscounts.
     """
     total = len(samples)
-    if order is not None and not np.array_equal(np.sort(order), np.arange(total)):
+    wanted = np.arange(total) if order is None else np.asarray(order)
+    if not np.array_equal(np.sort(wanted), np.arange(total)):
         raise ValueError(f"order is no permutation of {total} samples")
-    seen = np.zeros(total, bool)
-    per_sample: dict[str, np.ndarray] = {}
-    kept: dict[str, np.ndarray] = {}
-    not_finite = 0
-    bound: float | None = None
-    for indices, inputs, targets in samples.batches(batch, order=order):
-        outputs = predict(inputs)
-        _check_rows(outputs, len(indices))
-        _mark(seen, indices)
-        _scatter(per_sample, metric.per_sample(outputs, targets), indices, total=total)
-        not_finite += _count_not_finite(outputs, len(indices))
-        if keep_outputs:
-            _scatter(kept, outputs, indices, total=total)
+    memory = Memory(np.zeros(total, bool)) if memory is None else memory
+    seen = np.zeros(total, bool) if start is None else start.copy()
+    limit = total if limit is None else limit
+    stopped = bool(seen.any()) and (seen.sum() >= limit or _falls_short(memory, seen, must_beat, metric))
+    todo = wanted[~seen[wanted]]
+    for at in range(0, 0 if stopped else len(todo), batch):
+        step = todo[at : at + batch]
+        _ask(predict, samples, metric, step[~memory.seen[step]], memory=memory, keep_outputs=keep_outputs)
+        seen[step] = True
         if progress:
             progress(int(seen.sum()), total)
-        if must_beat is not None and not seen.all():
-            bound = metric.upper_bound(per_sample, seen)
-            if bound is not None and not _reaches(bound, must_beat, metric):
-                return Evaluation(total, seen, per_sample, None, bound, kept if keep_outputs else None, not_finite)
-    if not seen.all():
-        raise ValueError(f"the batches held {int(seen.sum())} of {total} samples")
-    return Evaluation(
-        total, seen, per_sample, metric.reduce(per_sample), None, kept if keep_outputs else None, not_finite
-    )
+        if stopped := seen.sum() >= limit or _falls_short(memory, seen, must_beat, metric):
+            break
+    return memory.shown(seen, metric, stopped=stopped and not seen.all(), keep_outputs=keep_outputs)
 
 
-def _reaches(bound: float, must_beat: float, metric: Metric) -> bool:
-    return bound >= must_beat if metric.higher_is_better else bound <= must_beat
+def _ask(
+    predict: Predict, samples: Samples, metric: Metric, rows: np.ndarray, *, memory: Memory, keep_outputs: bool
+) -> None:
+    """One forward pass over `rows`, at most a batch of them."""
+    if not len(rows):
+        return
+    asked = 0
+    for indices, inputs, targets in samples.batches(len(rows), order=rows.tolist()):
+        outputs = predict(inputs)
+        check_rows(outputs, len(indices))
+        _mark(memory.seen, indices)
+        statistics = metric.per_sample(outputs, targets)
+        _scatter(memory.per_sample, statistics, indices, total=len(memory.seen))
+        difficulty = np.where(_finite_rows(outputs, len(indices)), metric.difficulty(outputs, targets), np.inf)
+        hard = {} if memory.difficulty is None else {"": memory.difficulty}
+        _scatter(hard, {"": difficulty.astype(np.float32)}, indices, total=len(memory.seen))
+        memory.difficulty = hard[""]
+        if keep_outputs:
+            _scatter(memory.outputs, outputs, indices, total=len(memory.seen))
+        asked += len(indices)
+    if asked != len(rows):
+        raise ValueError(f"the batches held {asked} of {len(rows)} samples")
+
+
+def _falls_short(memory: Memory, seen: np.ndarray, must_beat: float | None, metric: Metric) -> bool:
+    """Whether the best that unseen samples could still give is not enough."""
+    if must_beat is None or seen.all():
+        return False
+    bound = metric.upper_bound(_masked(memory.per_sample, seen), seen)
+    if bound is None:
+        return False
+    return not (bound >= must_beat if metric.higher_is_better else bound <= must_beat)
 
 
 def _mark(seen: np.ndarray, indices: np.ndarray) -> None:
@@ -92,7 +154,8 @@ def _mark(seen: np.ndarray, indices: np.ndarray) -> None:
     seen[indices] = True
 
 
-def _check_rows(outputs: Arrays, rows: int) -> None:
+def check_rows(outputs: Arrays, rows: int) -> None:
+    """Raise SoupError where there is no output, or one without a row for each of `rows` samples."""
     if not outputs:
         raise SoupError("model: it gave no output, expected at least one array.")
     for name, array in outputs.items():
@@ -102,12 +165,12 @@ def _check_rows(outputs: Arrays, rows: int) -> None:
             )
 
 
-def _count_not_finite(outputs: Arrays, rows: int) -> int:
+def _finite_rows(outputs: Arrays, rows: int) -> np.ndarray:
     finite = np.ones(rows, bool)
     for array in outputs.values():
         if array.dtype.kind == "f":
             finite &= np.isfinite(array).reshape(rows, -1).all(axis=1)
-    return rows - int(finite.sum())
+    return finite
 
 
 def _scatter(whole: dict[str, np.ndarray], part: Mapping[str, np.ndarray], indices: np.ndarray, *, total: int) -> None:
@@ -115,3 +178,17 @@ def _scatter(whole: dict[str, np.ndarray], part: Mapping[str, np.ndarray], indic
         if name not in whole:
             whole[name] = np.zeros((total, *values.shape[1:]), values.dtype)
         whole[name][indices] = values
+
+
+def _masked(arrays: Arrays, seen: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays with zeros where not seen; themselves where all is."""
+    if seen.all():
+        return dict(arrays)
+    masked = {name: np.zeros_like(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        masked[name][seen] = array[seen]
+    return masked
+
+
+def _copied(arrays: Arrays) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in arrays.items()}

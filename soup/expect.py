@@ -17,10 +17,11 @@ from soup.data import Split
 from soup.evaluate import Evaluation, evaluate
 from soup.files import finite
 from soup.larder import open_split
-from soup.models import tensor_table, torch_predict
-from soup.score import Kitchen, value_of
+from soup.models import load, tensor_table, torch_predict
+from soup.score import Kitchen
 from soup.sections import Expect
 from soup.suspects import Attempt, Suspect, advice, ranked, renumbered, suspects, verdict_of, within
+from soup.trials import value_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def _other_weights(case: _Case) -> Iterator[Attempt]:
         return
     change = f"checkpoints.use: {other}"
     value = _score(case, case.val, change)
-    case.kitchen.load(load_state(case.checkpoint))
+    load(case.kitchen.model, load_state(case.checkpoint))
     yield _judged(case, change, f"the figure was probably reported for the {other} weights", value)
 
 
@@ -157,7 +158,7 @@ def _load(config: Config, expect: Expect, kitchen: Kitchen, *, use: Literal["aut
     """Read the checkpoint and put its weights into the kitchen's network, in place."""
     read = read_checkpoint(config.resolve(expect.checkpoint), use=use, drop=config.checkpoints.drop)
     checkpoint = with_names(read, tensor_table(kitchen.model))
-    kitchen.load(load_state(checkpoint))
+    load(kitchen.model, load_state(checkpoint))
     return checkpoint
 
 

@@ -23,9 +23,9 @@ from soup.golden import choose_golden
 from soup.larder import load_data, split_record
 from soup.models import build_model, load, select_device, torch_predict
 from soup.pipeline import EVALUATION_BATCH, cache_folder
-from soup.score import value_of
 from soup.tasks import Metric, metric_named
 from soup.tasks.classification import margins
+from soup.trials import value_of
 
 _SAME = 0.01  # by how much the same model may score otherwise on another device
 

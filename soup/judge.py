@@ -8,10 +8,11 @@ import numpy as np
 
 from exporters.parity import OutputDifference, compare_outputs
 from exporters.runtimes import Arrays
-from soup.build_folder import Hop, Outputs, difference_record
+from soup.build_folder import Hop, Outputs
 from soup.evaluate import Evaluation
 from soup.files import finite
 from soup.gates import compare
+from soup.search_records import difference_record
 from soup.statistics import Interval, paired_bootstrap, paired_difference
 from soup.tasks import Metric
 from soup.tasks.classification import flips

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 
 from calib.samples import list_sha256, overlaps
@@ -18,9 +17,9 @@ from soup.callables import resolve
 from soup.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, with_names
 from soup.config import Config
 from soup.data import Split, load_split
-from soup.files import canonical_json, sha256_bytes
 from soup.headers import Table
 from soup.models import build_model, select_device, tensor_table
+from soup.near_duplicates import near_duplicates, shared_groups
 from soup.preflight import Preflight, preflight
 from soup.preprocess import Letterbox, Preprocess
 
@@ -36,6 +35,12 @@ class Larder:
     preflight: Preflight
     set_aside: tuple[tuple[str, str], ...]  # (path, reason)
     notes: tuple[str, ...]
+    base: Checkpoint | None = None  # what they were fine-tuned from
+
+    @property
+    def cookable(self) -> dict[str, Checkpoint]:
+        """Whatever a soup may be made of, by SHA-256."""
+        return {**self.ingredients, **({self.base.sha256: self.base} if self.base else {})}
 
 
 def gather(config: Config, *, exclude: Path | None, only: Collection[str] | None = None, progress: Progress) -> Larder:
@@ -62,7 +67,7 @@ def gather(config: Config, *, exclude: Path | None, only: Collection[str] | None
     aside = [(path, reason.removeprefix(f"{path}: ")) for path, reason in unreadable]
     aside += [(str(path), reason) for path, reason in checked.set_aside]
     usable = {checkpoint.sha256: checkpoint for checkpoint in checked.ingredients}
-    return Larder(model, usable, checked, tuple(aside), notes)
+    return Larder(model, usable, checked, tuple(aside), notes, _base(config, usable, table=table))
 
 
 def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Progress) -> dict[str, Split]:
@@ -117,8 +122,12 @@ def refuse_other_shapes(splits: Mapping[str, Split]) -> None:
             )
 
 
-def find_overlaps(splits: Mapping[str, Split], *, max_overlap: float) -> tuple[str, ...]:
-    """One line for each pair of splits that share images by content. Raises SoupError above `max_overlap`."""
+def find_overlaps(config: Config, splits: Mapping[str, Split]) -> tuple[str, ...]:
+    """One line for each pair of splits that share images by content. Raises SoupError above `data.max_overlap`.
+
+    Groups that they share are listed too and, on request, pairs of images that only look alike.
+    """
+    max_overlap = config.data.max_overlap
     shared = overlaps({name: split.hashes for name, split in splits.items()})
     lines = [
         f"data.{one.first} and data.{one.second} share {one.count} images ({one.share:.2%} of the smaller), "
@@ -129,6 +138,13 @@ def find_overlaps(splits: Mapping[str, Split], *, max_overlap: float) -> tuple[s
     if beyond:
         raise SoupError(
             "\n".join(f"{line}, more than data.max_overlap = {max_overlap:g}. Split them anew." for line in beyond)
+        )
+    lines += shared_groups({name: split.groups for name, split in splits.items()})
+    if config.data.near_duplicates:
+        lines += near_duplicates(
+            {name: split.images for name, split in splits.items()},
+            {name: split.ids for name, split in splits.items()},
+            {name: split.hashes for name, split in splits.items()},
         )
     return tuple(lines)
 
@@ -145,9 +161,7 @@ def preprocess_of(config: Config) -> Preprocess | None:
 def split_record(split: Split) -> SplitRecord:
     """The facts of a split that a build keeps."""
     groups = None if split.groups is None else len(set(split.groups.tolist()))
-    named = {**split.targets, "group": np.array([]) if split.groups is None else split.groups}
-    targets = canonical_json({name: array.tolist() for name, array in named.items()})
-    return SplitRecord(len(split), list_sha256(split.hashes), sha256_bytes(targets), groups, split.skipped)
+    return SplitRecord(len(split), list_sha256(split.hashes), split.targets_sha256(), groups, split.skipped)
 
 
 def _read_all(
@@ -163,6 +177,21 @@ def _read_all(
             unreadable.append((str(path), str(error)))
         progress("reading checkpoints", done, len(paths))
     return readable, unreadable
+
+
+def _base(config: Config, ingredients: Mapping[str, Checkpoint], *, table: Table) -> Checkpoint | None:
+    """`checkpoints.base`, with the model's tensors; it may not be one of the ingredients too."""
+    if config.checkpoints.base is None:
+        return None
+    path = config.resolve(config.checkpoints.base)
+    base = with_names(read_checkpoint(path, use=config.checkpoints.use, drop=config.checkpoints.drop), table)
+    if base.sha256 in ingredients:
+        raise SoupError(
+            f"checkpoints.base: '{path}' is one of checkpoints.files too, expected the model that they were fine-tuned "
+            "from. Leave it out of files."
+        )
+    preflight([base], model_spec=table, on_bad="fail")
+    return base
 
 
 def _only(wanted: Collection[str], found: Sequence[Checkpoint], *, looked_at: int) -> list[Checkpoint]:

@@ -32,7 +32,8 @@ def run_command(command: str, work: Callable[[Progress], tuple[object, int]], *,
             raise
         code, message = Exit.ENVIRONMENT, f"needs {error.name}, which is not installed. pip install 'edgesoup[build]'"
     except KeyboardInterrupt:
-        code, message = Exit.INTERRUPTED, "interrupted; nothing was left half-written."
+        kept = " The next build goes on from what was evaluated." if command == "build" else ""
+        code, message = Exit.INTERRUPTED, f"interrupted; nothing was left half-written.{kept}"
     except OSError as error:
         if error.errno not in DISK_FULL:
             raise

@@ -6,33 +6,58 @@ import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from calib import CalibError
-from calib.batchnorm import Recalibration, batchnorm_layers
+from calib.batchnorm import batchnorm_layers
 from calib.samples import choose
 from soup import Progress, SoupError
-from soup.bookkeeping import Judged, Settled, build_record, evaluations, recipe, trial_records
-from soup.build_folder import RECIPE, SOUP, TRIALS, BuildRecord, Hop, TrialRecord, claim_folder, write_build
+from soup.aids import aids_of, geometry_of, open_for
+from soup.backends import Plan
+from soup.bookkeeping import Judged, Settled, build_record, cost_of, evaluations, recipe, trial_records
+from soup.build_folder import (
+    LEDGER,
+    PICTURE,
+    RECIPE,
+    SOUP,
+    TRIALS,
+    BuildRecord,
+    Hop,
+    claim_folder,
+    write_build,
+)
 from soup.build_report import build_markdown
-from soup.checkpoint import StateDict
 from soup.config import Config
 from soup.data import Split
 from soup.evaluate import Evaluation
 from soup.files import readable_json, shown, staged
 from soup.gates import Check, Exit, Subject, exit_code, gain_gate
 from soup.judge import hop, paired
+from soup.keys import run_facts
 from soup.larder import Larder, find_overlaps, gather, load_data
+from soup.ledger import Ledger
+from soup.lock import locked
 from soup.models import select_device
+from soup.picture import picture_svg
+from soup.prior import expected_order
+from soup.recalibration import Calibration
 from soup.report import to_html
-from soup.score import Calibration, Kitchen, Policy, value_of, write_soup
-from soup.search import Found, Rule, Trial, evaluations_needed, search
+from soup.runner import Runner
+from soup.score import Kitchen, Policy
+from soup.search import Found, evaluations_needed, search
+from soup.search_records import TrialRecord
+from soup.serving import write_soup
+from soup.significance import p_value
 from soup.statistics import Interval
-from soup.tasks import metric_named
+from soup.tasks import Metric, metric_named
+from soup.trials import Rule, Trial, value_of
+from soup.why import explain
 
 EVALUATION_BATCH = 64
+PILOT = 128  # images of each ingredient, where no recorded metric says which is likely the best
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +68,41 @@ class BuildResult:
     record: BuildRecord
     trials: tuple[TrialRecord, ...]
     exit_code: Exit
+    not_reused: tuple[str, ...] = ()  # candidate: why the ledger had no answer
+    show_reuse: bool = False  # whether the terminal lists them
 
 
-def build(config: Config, out: Path, *, progress: Progress, allow_inconclusive: bool = False) -> BuildResult:
+def build(
+    config: Config, out: Path, *, progress: Progress, allow_inconclusive: bool = False, show_reuse: bool = False
+) -> BuildResult:
     """Search the checkpoints for the best model on val and write it, with all that an export needs, to `out`.
 
-    Raises SoupError for what the user can mend; `out` is then as it was, but for the decoded images in its cache.
+    One build at a time works in a folder. Every evaluation is kept in its ledger at once, so that a build that was
+    stopped, or one with another checkpoint, asks only for what is new.
+    Raises SoupError for what the user can mend; `out` is then as it was, but for decoded images and the ledger.
     """
     started = time.monotonic()
     claim_folder(out)
-    larder = gather(config, exclude=out, progress=progress)
-    splits = load_data(config, ("train", "val", "test"), cache=cache_folder(config, out), progress=progress)
-    overlaps = find_overlaps(splits, max_overlap=config.data.max_overlap)
-    kitchen = open_kitchen(config, larder, splits, progress=progress)
-    found = search(tuple(larder.ingredients), kitchen.score, methods=config.search.methods, rule=kitchen.rule)
-    settled = settle(kitchen, found.winner)
-    judged = judge(config, kitchen, splits, found, settled)
-    trials = trial_records(kitchen, found)
-    record = build_record(
-        config, out, larder, splits, overlaps,
-        kitchen=kitchen, found=found, settled=settled, judged=judged, seconds=round(time.monotonic() - started, 1),
-    )  # fmt: skip
-    _write(out, record, trials, kitchen, found, settled, judged)
-    return BuildResult(out, record, trials, exit_code(record.checks, allow_inconclusive=allow_inconclusive))
+    with locked(out, "soup build"), Ledger(out / LEDGER) as ledger:
+        larder = gather(config, exclude=out, progress=progress)
+        splits = load_data(config, ("train", "val", "test"), cache=cache_folder(config, out), progress=progress)
+        overlaps = find_overlaps(config, splits)
+        kitchen = open_kitchen(config, larder, splits, ledger=ledger, progress=progress)
+        found = run_search(config, larder, kitchen)
+        settled = settle(kitchen, found.winner)
+        judged = judge(config, kitchen, splits, found, settled)
+        cost = cost_of(config, kitchen, found)
+        geometry = geometry_of(larder, kitchen) if len(larder.cookable) > 1 else None
+        explanation = explain(config, larder, kitchen, found, settled, geometry)
+        trials = trial_records(kitchen, found, geometry)
+        record = build_record(
+            config, out, larder, splits, overlaps, explanation, cost,
+            kitchen=kitchen, found=found, settled=settled, judged=judged, seconds=round(time.monotonic() - started, 1),
+        )  # fmt: skip
+        _write(out, record, trials, kitchen, found, settled, judged, base=larder.base.sha256 if larder.base else None)
+        why = tuple(kitchen.why)
+    code = exit_code(record.checks, allow_inconclusive=allow_inconclusive)
+    return BuildResult(out, record, trials, code, why, show_reuse)
 
 
 def cache_folder(config: Config, out: Path) -> Path:
@@ -73,23 +110,57 @@ def cache_folder(config: Config, out: Path) -> Path:
     return config.resolve(config.data.cache.dir) if config.data.cache.dir else out / "cache"
 
 
-def open_kitchen(config: Config, larder: Larder, splits: Mapping[str, Split], *, progress: Progress) -> Kitchen:
-    """All that scoring needs, the calibration images drawn."""
+def open_kitchen(
+    config: Config, larder: Larder, splits: Mapping[str, Split], *, progress: Progress, ledger: Ledger | None = None
+) -> Kitchen:
+    """All that scoring needs, the calibration images drawn; without a ledger nothing outlives the kitchen."""
     batchnorm = bool(batchnorm_layers(larder.model))
     calibration = None
     if "train" in splits and batchnorm:
         order = draw_calibration(splits, count=config.batchnorm.samples)
         calibration = Calibration(splits["train"], order, config.batchnorm.batch)
     metric, count = metric_named(config.task, config.metric), len(larder.ingredients)
-    rule = Rule(metric.higher_is_better, config.search.min_gain)
     policy: Policy = config.search.bn_policy if calibration else "averaged"
-    candidates = evaluations_needed(count, config.search.methods)
+    budget = config.search.budget
+    candidates = evaluations_needed(count, config.search.methods, budget=budget.evaluations if budget else None)
     recalibrated = len(calibration.order) if calibration and policy == "recalibrated" else 0
-    return Kitchen(
-        model=larder.model, device=select_device(config.device), ingredients=larder.ingredients,
+    device, ledger = select_device(config.device), ledger or Ledger(None)
+    facts = run_facts(config, device=str(device))
+    kitchen = Kitchen(
+        model=larder.model, device=device, ingredients=larder.cookable,
         dtype=config.checkpoints.dtype, batchnorm=batchnorm, calibration=calibration,
-        policy=policy, val=splits["val"], metric=metric, rule=rule, batch=EVALUATION_BATCH,
-        planned=candidates * len(splits["val"]) + (candidates - count) * recalibrated, progress=progress,
+        policy=policy, val=splits["val"], metric=metric, rule=rule_of(config, metric, splits["val"]),
+        batch=EVALUATION_BATCH, planned=candidates * len(splits["val"]) + (candidates - count) * recalibrated,
+        progress=progress, ledger=ledger, facts=facts,
+    )  # fmt: skip
+    plan = Plan(candidates, len(splits["val"]), EVALUATION_BATCH)
+    kitchen.runner = Runner(
+        partial(open_for, kitchen, plan=plan), ledger, facts | {"plan": asdict(plan)}, metric,
+        wanted=config.search.backend,
+    )  # fmt: skip
+    return kitchen
+
+
+def rule_of(config: Config, metric: Metric, val: Split) -> Rule:
+    """When an ingredient stays, as val.yaml has it."""
+
+    def p(after: Evaluation, before: Evaluation) -> float:
+        return p_value(
+            after.per_sample, before.per_sample, metric.reduce,
+            higher_is_better=metric.higher_is_better, groups=val.groups,
+        )[0]  # fmt: skip
+
+    return Rule(metric.higher_is_better, config.search.min_gain, config.search.confidence, p)
+
+
+def run_search(config: Config, larder: Larder, kitchen: Kitchen) -> Found:
+    """The methods of val.yaml, over what the larder holds."""
+    recorded = expected_order(larder.ingredients, metric=config.metric)
+    order = recorded if config.checkpoints.order == "recorded" else None
+    score = kitchen.score if config.search.early_stop else kitchen.score_in_full
+    return search(
+        order or sorted(larder.ingredients), score, methods=config.search.methods, rule=kitchen.rule,
+        aids=aids_of(config, larder, kitchen, pilot=PILOT if order is None and config.search.early_stop else None),
     )  # fmt: skip
 
 
@@ -106,27 +177,24 @@ def draw_calibration(splits: Mapping[str, Split], *, count: int) -> np.ndarray:
 def settle(kitchen: Kitchen, trial: Trial) -> Settled:
     """Load the winner anew under each BN policy; the better on val ships, at a tie the one that the search used."""
     evaluated: dict[Policy, Evaluation] = {}
-    states: dict[Policy, StateDict] = {}
-    recalibrations: dict[Policy, Recalibration | None] = {}
     for policy in _policies(kitchen, trial):
-        recalibrations[policy] = kitchen.prepare(trial.weights, policy)
-        states[policy] = kitchen.state()
-        searched = policy == kitchen.policy_for(trial.weights)
-        evaluated[policy] = (
-            kitchen.with_outputs(trial.weights) if searched else kitchen.evaluate(kitchen.val, keep_outputs=True)
-        )
+        evaluated[policy] = kitchen.with_outputs(trial.weights, policy, kitchen.val)
     best = min(evaluated, key=lambda policy: kitchen.rule.rank(value_of(evaluated[policy])))
-    return Settled(trial, best, states[best], recalibrations[best], evaluated)
+    measured = kitchen.prepare(trial.weights, "recalibrated") if "recalibrated" in evaluated else None
+    recalibration = kitchen.prepare(trial.weights, best)
+    convergence = measured.convergence if measured else None
+    return Settled(trial, best, kitchen.state(), recalibration, evaluated, convergence)
 
 
 def judge(config: Config, kitchen: Kitchen, splits: Mapping[str, Split], found: Found, settled: Settled) -> Judged:
     """Compare winner and best single in pairs: on test where there is one, else on val (and the report says so)."""
     split, metric = splits.get("test", splits["val"]), kitchen.metric
-    kitchen.load(settled.state)
-    winner = settled.evaluation if split.name == "val" else kitchen.evaluate(split)
-    kitchen.prepare(found.singles[0].weights, "own")
-    single_on_val = kitchen.with_outputs(found.singles[0].weights)
-    single = single_on_val if split.name == "val" else kitchen.evaluate(split, whose="the best single")
+    best = found.singles[0].weights
+    winner, single_on_val = settled.evaluation, kitchen.with_outputs(best, "own", kitchen.val)
+    single = single_on_val
+    if split.name != "val":
+        winner = kitchen.measure(settled.trial.weights, settled.policy, split, phase="judging")
+        single = kitchen.measure(best, "own", split, phase="judging")
     interval = paired(metric, winner.per_sample, single.per_sample, groups=split.groups)
     checks = _gain_checks(config, kitchen, settled.trial, interval, split)
     return Judged(split.name, single, winner, interval, single_on_val, _hops(kitchen, settled, single_on_val), checks)
@@ -170,14 +238,18 @@ def _hops(kitchen: Kitchen, settled: Settled, single: Evaluation) -> tuple[Hop, 
 
 def _write(
     out: Path, record: BuildRecord, trials: tuple[TrialRecord, ...], kitchen: Kitchen, found: Found, settled: Settled,
-    judged: Judged,
+    judged: Judged, *, base: str | None,
 ) -> None:  # fmt: skip
     """Everything under a temporary name first, the recipe last; what was written is read back and compared."""
     with staged(out, last=RECIPE) as stage:
         write_soup(stage / SOUP, kitchen, settled.trial.weights, state=settled.state, measured=settled.recalibration)
         (stage / TRIALS).write_bytes(readable_json([asdict(trial) for trial in trials]))
-        (stage / RECIPE).write_bytes(readable_json(recipe(kitchen, found, settled, record.state_sha256)))
-        markdown = shown(build_markdown(record, trials))
+        (stage / RECIPE).write_bytes(readable_json(recipe(kitchen, found, settled, record.state_sha256, base=base)))
+        picture = picture_svg(record)
+        if picture:
+            (stage / PICTURE).write_bytes(picture)
+        markdown = shown(build_markdown(record, trials, picture=PICTURE if picture else None))
         (stage / "report.md").write_text(markdown, encoding="utf-8")
-        (stage / "report.html").write_text(to_html(markdown, title="soup build"), encoding="utf-8")
+        html = to_html(markdown, title="soup build", images={PICTURE: picture} if picture else None)
+        (stage / "report.html").write_text(html, encoding="utf-8")
         write_build(stage, record, evaluations(found, settled, judged))

@@ -14,9 +14,11 @@ from soup.build_folder import BUILD, RECIPE, SCHEMA_VERSION, SOUP, claim_folder,
 from soup.checkpoint import state_sha256
 from soup.config import Config
 from soup.files import staged
-from soup.larder import gather, load_data
+from soup.larder import Larder, gather, load_data
+from soup.lock import locked
 from soup.pipeline import cache_folder, open_kitchen
-from soup.score import Kitchen, Policy, write_soup
+from soup.score import Kitchen, Policy
+from soup.serving import write_soup
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +36,12 @@ class Recipe:
     """What of recipe.json it takes to cook; the rest of it tells how it was found."""
 
     schema_version: int
-    weights: Mapping[str, float]  # by SHA-256
+    weights: Mapping[str, float | Mapping[str, float]]  # by SHA-256
     use: Literal["raw", "ema"]
     dtype: Literal["same", "float32", "float16", "bfloat16"]
     bn: Batchnorm
     state_sha256: str
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +60,23 @@ def recook(config: Config, file: Path, out: Path, *, progress: Progress) -> Reco
     is missing, the recalibration images are others, or the result differs; nothing is written then.
     """
     claim_folder(out)
-    if (out / BUILD).exists():
-        raise SoupError(f"{out}: holds a build, which is not cooked over. Choose an empty or a new folder with -o.")
-    content, recipe = _read(file)
-    config = _with_settings(config, recipe)
-    larder = gather(config, exclude=out, only=recipe.weights, progress=progress)
-    splits = load_data(config, ("train", "val", "test"), cache=cache_folder(config, out), progress=progress)
-    kitchen = open_kitchen(config, larder, splits, progress=progress)
-    _refuse_other_images(kitchen, recipe)
-    measured = kitchen.prepare(recipe.weights, recipe.bn.policy)
-    state = kitchen.state()
-    _refuse_other_state(file, recipe, cooked=state_sha256(state))
-    with staged(out, last=RECIPE) as stage:
-        write_soup(stage / SOUP, kitchen, recipe.weights, state=state, measured=measured)
-        (stage / RECIPE).write_bytes(content)
+    with locked(out, "soup build --recipe"):
+        if (out / BUILD).exists():
+            raise SoupError(f"{out}: holds a build, which is not cooked over. Choose an empty or a new folder with -o.")
+        content, recipe = _read(file)
+        config = _with_settings(config, recipe)
+        tuned = recipe.weights.keys() - {recipe.base}
+        larder = gather(config, exclude=out, only=tuned, progress=progress)
+        _refuse_other_base(larder, recipe)
+        splits = load_data(config, ("train", "val", "test"), cache=cache_folder(config, out), progress=progress)
+        kitchen = open_kitchen(config, larder, splits, progress=progress)
+        _refuse_other_images(kitchen, recipe)
+        measured = kitchen.prepare(recipe.weights, recipe.bn.policy)
+        state = kitchen.state()
+        _refuse_other_state(file, recipe, cooked=state_sha256(state))
+        with staged(out, last=RECIPE) as stage:
+            write_soup(stage / SOUP, kitchen, recipe.weights, state=state, measured=measured)
+            (stage / RECIPE).write_bytes(content)
     return Recooked(out, tuple(one.path for one in larder.ingredients.values()), recipe.state_sha256)
 
 
@@ -96,6 +102,14 @@ def _with_settings(config: Config, recipe: Recipe) -> Config:
             "batchnorm": config.batchnorm.model_copy(update=pinned),
         }
     )
+
+
+def _refuse_other_base(larder: Larder, recipe: Recipe) -> None:
+    found = larder.base.sha256 if larder.base else "none"
+    if recipe.base in recipe.weights and found != recipe.base:
+        raise SoupError(
+            f"checkpoints.base: the SHA-256 is {found}, expected {recipe.base} as in the recipe. Restore the file."
+        )
 
 
 def _refuse_other_images(kitchen: Kitchen, recipe: Recipe) -> None:

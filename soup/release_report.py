@@ -9,7 +9,8 @@ from pathlib import Path
 from exporters.latency import Latency
 from soup import __version__
 from soup.build_folder import Hop
-from soup.build_report import difference_text, hop_row
+from soup.build_report import hop_row
+from soup.build_tables import difference_text
 from soup.files import readable_json, sha256_file
 from soup.gates import Check, Exit, Verdict
 from soup.proof import Findings, Proof

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and may
 SCHEMA_VERSION = 1
 _LONGEST = 600  # characters of a line on a terminal, where what scrolls away is lost; logs and --json get all of it
 _LABEL = 13  # characters that a line's verdict or kind takes up
+_FEW = 3  # evaluations of one reason that are named
 _STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "pending": "cyan"}
 
 
@@ -98,13 +99,38 @@ def _check_lines(checks: tuple[Check, ...] | list[Check]) -> Iterator[str]:
 
 def _build(result: BuildResult) -> Iterator[str]:
     from soup.build_report import comparison_sentence, winner_sentence
+    from soup.build_tables import cost_sentence, shown_value
 
-    yield from (f"set aside    {path}: {reason}" for path, reason in result.record.set_aside)
-    yield from (f"note         {note}" for note in result.record.notes)
-    yield winner_sentence(result.record).replace("`", "")
-    yield comparison_sentence(result.record).replace("`", "")
-    yield from _check_lines(result.record.checks)
-    yield f"wrote {result.folder}/soup.safetensors, recipe.json, report.html ({result.record.seconds:.0f} s)"
+    record = result.record
+    yield from (f"set aside    {path}: {reason}" for path, reason in record.set_aside)
+    yield from (f"note         {note}" for note in record.notes)
+    yield winner_sentence(record).replace("`", "")
+    yield comparison_sentence(record).replace("`", "")
+    for answer in record.answers:
+        if answer.method != "single":
+            value = shown_value(record, answer.val)
+            yield f"method       {answer.method}: {value} on val, of {len(answer.weights)} checkpoints"
+    yield from (f"likely       {cause}" for cause in (record.explanation.causes if record.explanation else ()))
+    yield from _check_lines(record.checks)
+    if result.show_reuse:
+        yield from _reuse(result)
+    yield f"cost         {cost_sentence(record.cost)}"
+    yield f"wrote {result.folder}/soup.safetensors, recipe.json, report.html ({record.seconds:.0f} s)"
+
+
+def _reuse(result: BuildResult) -> Iterator[str]:
+    """What the ledger could not answer and why, many of one reason together; and how much it could."""
+    reasons: dict[str, list[str]] = {}
+    for line in result.not_reused:
+        what, closed, reason = line.partition("): ")  # "epoch-3.pt (recalibrated, val): never evaluated"
+        reasons.setdefault(reason, []).append(what + closed[:1])
+    for reason, asked in reasons.items():
+        rest = len(asked) - _FEW
+        if rest <= 0:
+            yield from (f"anew         {one}: {reason}" for one in asked)
+        else:
+            yield f"anew         {'; '.join(asked[:_FEW])}; and {rest} more: {reason}"
+    yield f"reused       {sum(result.record.cost.reused.values()):,} images of the ledger's evaluations"
 
 
 def _recook(result: Recooked) -> Iterator[str]:
@@ -113,7 +139,7 @@ def _recook(result: Recooked) -> Iterator[str]:
 
 
 def _export(result: ExportResult) -> Iterator[str]:
-    from soup.build_report import difference_text
+    from soup.build_tables import difference_text
 
     for hop in result.findings.hops:
         flips = "" if hop.flips is None else f", {hop.flips} flips"

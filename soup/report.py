@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 import re
@@ -236,11 +237,17 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TB"
 
 
-def to_html(markdown: str, *, title: str) -> str:
-    """One self-contained page: no script, nothing fetched, raw HTML shown as text, verdicts as badges."""
+def to_html(markdown: str, *, title: str, images: Mapping[str, bytes] | None = None) -> str:
+    """One self-contained page: no script, nothing fetched, raw HTML shown as text, verdicts as badges.
+
+    `images` are SVG by the name that the Markdown has for them, and become part of the page.
+    """
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     body = re.sub(rf"(<td[^>]*>|<strong>)({_BADGES})(</td>|</strong>)", r'\1<span class="badge \2">\2</span>\3', body)
     body = body.replace("<table>", '<div class="scroll"><table>').replace("</table>", "</table></div>")
+    for name, svg in (images or {}).items():  # not as Markdown, whose reader refuses SVG in an address
+        address = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+        body = body.replace(f'<img src="{html.escape(name)}"', f'<img src="{address}"')
     style = (files("soup") / "report.css").read_text(encoding="utf-8")
     return _PAGE.format(title=html.escape(title), style=style, body=body)
 

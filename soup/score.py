@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
-from calib import CalibError
-from calib.batchnorm import Recalibration, recalibrate, statistics
+from calib.batchnorm import Recalibration, statistics
 from calib.samples import list_sha256
-from soup import SoupError
-from soup.average import cook, cook_to_file
-from soup.checkpoint import Checkpoint, StateDict, load_state, read_checkpoint, state_sha256, with_names
+from exporters.runtimes import Arrays, Predict
+from soup.average import cook
+from soup.checkpoint import Checkpoint, StateDict, state_sha256
 from soup.data import Split
-from soup.evaluate import Evaluation, evaluate
-from soup.models import load, to_device, torch_predict
-from soup.rounding import cooked_dtype
-from soup.search import Rule, Weights
+from soup.evaluate import Evaluation, Memory, evaluate
+from soup.ledger import Key, Ledger
+from soup.models import load, torch_predict
+from soup.recalibration import Calibration, recalibrated
+from soup.runner import Runner
 from soup.sources import several
 from soup.tasks import Metric
+from soup.trials import Bar, Rule
+from soup.weights import Weights, weights_key
 
 Policy = Literal["own", "averaged", "recalibrated"]
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What BatchNorm sees again: a split, indices drawn from it in order, and the batch size; the recipe pins all."""
-
-    split: Split
-    order: np.ndarray
-    batch: int
-
-    @property
-    def list_sha256(self) -> str:
-        """Of the content hashes of the images in their order."""
-        return list_sha256([self.split.hashes[index] for index in self.order])
+Phase = Literal["singles", "candidates", "judging", "explaining"]
+SAVE_SECONDS = 30.0  # how often an evaluation that is not finished is kept
 
 
 @dataclass(slots=True)
 class Kitchen:
-    """One network that takes the weights of each candidate in turn; candidates tried twice are evaluated once.
+    """One network that takes the weights of each candidate in turn; the ledger keeps what each of them answered.
 
-    Outputs are kept of the best single and of the best soup so far, which the report compares; of others only their
-    per-sample statistics. `images` counts forward passes, in images, by what they were for; `planned` is how many of
-    them the search expects.
+    `facts` is all that a result depends on beside weights, statistics and samples. `images` counts forward passes, in
+    images, by what they were for; `planned` is about how many the search may take.
     """
 
     model: nn.Module
@@ -67,24 +54,65 @@ class Kitchen:
     batch: int
     planned: int
     progress: Callable[[str, int, int], None]
-    images: dict[str, int] = field(default_factory=lambda: {"evaluation": 0, "recalibration": 0})
+    ledger: Ledger = field(default_factory=lambda: Ledger(None))
+    facts: Mapping[str, object] = field(default_factory=dict)
+    runner: Runner | None = None
+    images: dict[str, int] = field(default_factory=dict)
+    reused: dict[str, int] = field(default_factory=dict)
+    why: list[str] = field(default_factory=list)
     stored: dict[str, torch.dtype] = field(default_factory=dict)
+    hashes: dict[tuple[object, ...], str] = field(default_factory=dict)
+    samples: dict[str, dict[str, object]] = field(default_factory=dict)
     known: dict[tuple[object, ...], Evaluation] = field(default_factory=dict)
-    measured: dict[tuple[object, ...], tuple[Recalibration, StateDict]] = field(default_factory=dict)
+    loaded: tuple[object, ...] | None = None  # whose weights the network has now, and whether as they were cooked
 
-    def score(self, weights: Weights, must_beat: float | None) -> Evaluation:
-        """The evaluation on val of these weights under the search's BN policy."""
-        key = _key(weights)
-        if key not in self.known:
-            self.prepare(weights, self.policy_for(weights))
-            self.known[key] = self.evaluate(self.val, must_beat=must_beat, keep_outputs=True)
-            self._forget_outputs(single=len(weights) == 1)
+    def score(self, weights: Weights, bar: Bar | None) -> Evaluation:
+        """On val, under the search's BN policy; what was hard for the bar goes first. It goes on where one stopped."""
+        key, policy = weights_key(weights), self.policy_for(weights)
+        earlier = self.known.get(key)
+        if earlier is None or earlier.value is None:
+            start = None if earlier is None else earlier.seen
+            phase: Phase = "singles" if policy == "own" else "candidates"
+            self.known[key] = self.measure(weights, policy, self.val, phase=phase, bar=bar, start=start)
         return self.known[key]
 
-    def with_outputs(self, weights: Weights) -> Evaluation:
-        """The same evaluation with its outputs: as kept, or made again from the weights now loaded."""
-        known = self.score(weights, None)
-        return known if known.outputs is not None else self.evaluate(self.val, keep_outputs=True)
+    def measure(
+        self, weights: Weights, policy: Policy, split: Split, *, phase: Phase, bar: Bar | None = None,
+        start: np.ndarray | None = None,
+    ) -> Evaluation:  # fmt: skip
+        """An evaluation of these weights on `split`, without outputs; the ledger answers what it knows.
+
+        The network is recalibrated and asked only where that is not enough.
+        """
+        key = self.evaluation_key(weights, policy, split)
+        earlier, kept = self.ledger.evaluation(key), None
+        if earlier is None:
+            self.why.append(f"{_shown(weights, self.ingredients)} ({policy}, {split.name}): {self.ledger.why_not(key)}")
+            memory = Memory(np.zeros(len(split), bool))
+        else:
+            kept = self.ledger.outputs(key)
+            memory = Memory.of(earlier, kept)
+        asked = _Asked(self, weights, policy, split, phase, key, memory, earlier is None or kept is not None)
+        found = asked.evaluate(bar, start)
+        before = 0 if start is None else int(start.sum())
+        self.reused[phase] = self.reused.get(phase, 0) + int(found.seen.sum()) - before - asked.images
+        return found
+
+    def score_in_full(self, weights: Weights, bar: Bar | None) -> Evaluation:
+        """As `score`, but never stopping early."""
+        return self.score(weights, None)
+
+    def with_outputs(self, weights: Weights, policy: Policy, split: Split, *, phase: Phase = "judging") -> Evaluation:
+        """The finished evaluation with its outputs; those that were too large to keep are made again."""
+        evaluation = self.measure(weights, policy, split, phase=phase)
+        outputs = self.ledger.outputs(self.evaluation_key(weights, policy, split))
+        if outputs is None:
+            memory = Memory(np.zeros(len(split), bool))
+            key = self.evaluation_key(weights, policy, split)
+            asked = _Asked(self, weights, policy, split, phase, key, memory, keep_outputs=True)
+            asked.evaluate(None, None)
+            outputs = memory.outputs
+        return replace(evaluation, outputs=outputs)
 
     def policy_for(self, weights: Weights) -> Policy:
         """A single keeps its own statistics: it is what would ship without a soup."""
@@ -93,39 +121,19 @@ class Kitchen:
     def prepare(self, weights: Weights, policy: Policy) -> Recalibration | None:
         """Cook and load into the network, in place; recalibrate where the policy says so and there is BatchNorm.
 
-        Statistics are measured once per candidate, so what ships is what was scored, also on a GPU that rounds anew.
+        Statistics are measured once per candidate and kept, so what ships is what was scored, also on a GPU that
+        rounds anew.
         """
-        cooked = cook(weights, self.ingredients, dtype=self.dtype)
-        self.load(cooked)
-        own = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
-        self.stored = {name: _no_wider(tensor.dtype, own[name]) for name, tensor in cooked.items()}
+        self._cook(weights)
         if policy != "recalibrated" or self.calibration is None:
             return None
-        key = _key(weights)
-        if key not in self.measured:
-            with self._naming(weights):
-                self.measured[key] = self._recalibrate(self.calibration)
-        done, buffers = self.measured[key]
-        self.load(cooked | buffers)
-        for name in buffers:
+        done, buffers = self._statistics(weights, self.calibration)
+        self.loaded = None
+        for name, tensor in buffers.items():
+            self.model.get_buffer(name).copy_(tensor)
             del self.stored[name]
+        self.loaded = (weights_key(weights), policy)
         return done
-
-    def load(self, state: StateDict) -> None:
-        """Put these weights into the network, in place."""
-        load(self.model, state)
-
-    def evaluate(
-        self, split: Split, *, must_beat: float | None = None, keep_outputs: bool = False, whose: str = "the model"
-    ) -> Evaluation:
-        """The network as now loaded, on `split`; `whose` weights these are is told with the progress."""
-        evaluation = evaluate(
-            torch_predict(self.model, device=self.device), split, self.metric,
-            batch=self.batch, must_beat=must_beat, keep_outputs=keep_outputs,
-            progress=partial(self._tell, f"{whose} on {split.name}"),
-        )  # fmt: skip
-        self.images["evaluation"] += int(evaluation.seen.sum())
-        return evaluation
 
     def state(self) -> StateDict:
         """A copy of what `prepare` loaded, on the CPU, in the dtypes it is stored in.
@@ -138,38 +146,77 @@ class Kitchen:
             for name, tensor in self.model.state_dict().items()
         }
 
-    def _forget_outputs(self, *, single: bool) -> None:
-        """Keep them of the best in its class only: outputs of every candidate would not fit in memory."""
-        peers = {key: one for key, one in self.known.items() if one.outputs is not None and (len(key) == 1) == single}
-        best = min(peers, key=lambda key: self.rule.rank(value_of(peers[key])))
-        for key in peers.keys() - {best}:
-            self.known[key] = replace(peers[key], outputs=None)
+    def predict(self, weights: Weights, policy: Policy) -> Predict:
+        """The network with these weights, by the backend that the build has chosen."""
+        self.prepare(weights, policy)
+        reference = torch_predict(self.model, device=self.device)
+        if self.runner is None:
+            return reference
+        return self.runner.predict({name: one.detach() for name, one in self.model.state_dict().items()}, reference)
 
-    def _recalibrate(self, calibration: Calibration) -> tuple[Recalibration, StateDict]:
+    def evaluation_key(self, weights: Weights, policy: Policy, split: Split) -> Key:
+        """All that the evaluation of these weights on `split` depends on."""
+        if split.name not in self.samples:
+            self.samples[split.name] = {
+                "n": len(split), "list_sha256": list_sha256(split.hashes), "targets_sha256": split.targets_sha256(),
+            }  # fmt: skip
+        return Key({
+            **self._weights_facts("evaluation", weights, policy, split=split.name),
+            "data": self.samples[split.name],
+            "metric": self.metric.name,
+            "backend": "torch" if self.runner is None else self.runner.name,
+            "batch": self.batch,
+        })  # fmt: skip
+
+    def _weights_facts(self, kind: str, weights: Weights, policy: Policy, **what: str) -> dict[str, object]:
+        label = {sha: weight if isinstance(weight, float) else dict(weight) for sha, weight in sorted(weights.items())}
+        batchnorm: dict[str, object] = {"policy": policy}
+        if policy == "recalibrated" and self.calibration is not None:
+            calibration = self.calibration
+            batchnorm |= {
+                "samples": len(calibration.order), "list_sha256": calibration.list_sha256, "batch": calibration.batch,
+            }  # fmt: skip
+        return {
+            **self.facts,
+            "what": {"kind": kind, "weights": label, "policy": policy, **what},
+            "cooked_sha256": self._cooked_sha256(weights),
+            "batchnorm": batchnorm,
+        }
+
+    def _cook(self, weights: Weights) -> None:
+        """Into the network, with averaged statistics."""
+        key = weights_key(weights)
+        if self.loaded == (key, "cooked"):
+            return
+        cooked = cook(weights, self.ingredients, dtype=self.dtype)
+        self.hashes[key] = self.hashes.get(key) or state_sha256(cooked)
+        self.loaded = None
+        load(self.model, cooked)
+        own = {name: tensor.dtype for name, tensor in self.model.state_dict().items()}
+        self.stored = {name: _no_wider(tensor.dtype, own[name]) for name, tensor in cooked.items()}
+        self.loaded = (key, "cooked")
+
+    def _cooked_sha256(self, weights: Weights) -> str:
+        if weights_key(weights) not in self.hashes:
+            self._cook(weights)
+        return self.hashes[weights_key(weights)]
+
+    def _statistics(self, weights: Weights, calibration: Calibration) -> tuple[Recalibration, StateDict]:
+        """Measured with the cooked weights that the network has now, or as they were measured before."""
+        key = Key(self._weights_facts("statistics", weights, "recalibrated"))
+        if kept := self.ledger.arrays(key):
+            arrays, record = kept
+            return _RECALIBRATION.validate_python(record), {name: torch.from_numpy(a) for name, a in arrays.items()}
+        paths = [str(self.ingredients[sha].path) for sha in sorted(weights)]
         if not any(self.images.values()):  # nothing was evaluated: a network that raises is told by its own first image
             torch_predict(self.model, device=self.device)({"input": calibration.split.inputs(calibration.order[:1])})
-        self.model.to(self.device).to(memory_format=torch.channels_last)  # as evaluated, whichever comes first
-        done = recalibrate(self.model, self._calibration_batches(calibration), device=self.device)
-        self.images["recalibration"] += len(calibration.order)
-        buffers = statistics(self.model, done.layers)
-        return done, {name: tensor.to("cpu", copy=True) for name, tensor in buffers.items()}
+        done = recalibrated(self.model, calibration, device=self.device, paths=paths, tell=self.tell)
+        self.images["recalibration"] = self.images.get("recalibration", 0) + len(calibration.order)
+        buffers = {name: one.to("cpu", copy=True) for name, one in statistics(self.model, done.layers).items()}
+        self.ledger.keep_arrays(key, {name: one.numpy() for name, one in buffers.items()}, asdict(done))
+        return done, buffers
 
-    @contextmanager
-    def _naming(self, weights: Weights) -> Iterator[None]:
-        """A pass that fails says whose weights it was made with: one ingredient may have gone astray."""
-        try:
-            yield
-        except CalibError as error:
-            paths = several([str(self.ingredients[sha].path) for sha in sorted(weights)])
-            raise SoupError(f"the average of {paths}: {error}", kind=error.kind) from error
-
-    def _calibration_batches(self, calibration: Calibration) -> Iterator[torch.Tensor]:
-        order = calibration.order.tolist()
-        for index, (rows, inputs, _) in enumerate(calibration.split.batches(calibration.batch, order=order)):
-            yield to_device(next(iter(inputs.values())), self.device)
-            self._tell("recalibrating the model", index * calibration.batch + len(rows), len(order))
-
-    def _tell(self, what: str, done: int, total: int) -> None:
+    def tell(self, what: str, done: int, total: int) -> None:
         """The search as one bar over all of its images; what comes after it pass by pass."""
         before = sum(self.images.values())
         if before < self.planned:
@@ -178,27 +225,60 @@ class Kitchen:
             self.progress(f"judging: {what}", done, total)
 
 
-def write_soup(
-    path: Path, kitchen: Kitchen, weights: Weights, *, state: StateDict, measured: Recalibration | None
-) -> None:
-    """Stream the average to `path`, but for what `state` measured or rounded; it is read back and compared."""
-    replaced = set(statistics(kitchen.model, measured.layers)) if measured else set()
-    parts = [kitchen.ingredients[sha].tensors for sha in weights]
-    for name, tensor in state.items():
-        if cooked_dtype((part[name].dtype for part in parts), kitchen.dtype) != tensor.dtype:
-            replaced.add(name)
-    cook_to_file(
-        weights, kitchen.ingredients, path, dtype=kitchen.dtype, metadata={"format": "pt"},
-        replace={name: state[name] for name in replaced},
-    )  # fmt: skip
-    written = with_names(read_checkpoint(path), state)
-    if state_sha256(load_state(written)) != state_sha256(state):
-        raise AssertionError(f"{path}: what was written is not what was scored")
+@dataclass(slots=True)
+class _Asked:
+    """One evaluation in progress: the network is made ready when the first image is asked for."""
 
+    kitchen: Kitchen
+    weights: Weights
+    policy: Policy
+    split: Split
+    phase: Phase
+    key: Key
+    memory: Memory
+    keep_outputs: bool
+    images: int = 0
+    network: Predict | None = None
+    saved: float = field(default_factory=time.monotonic)
 
-def value_of(evaluation: Evaluation) -> float:
-    """The score, NaN where there is none."""
-    return math.nan if evaluation.value is None else evaluation.value
+    def evaluate(self, bar: Bar | None, start: np.ndarray | None) -> Evaluation:
+        """As `evaluate.evaluate`; what it learnt is kept."""
+        bar = bar or Bar(None, None)
+        found = evaluate(
+            self._predict, self.split, self.kitchen.metric,
+            batch=self.kitchen.batch, order=self._order(bar), must_beat=bar.value, limit=bar.limit, start=start,
+            memory=self.memory, keep_outputs=self.keep_outputs, progress=self._tell,
+        )  # fmt: skip
+        if self.images:
+            self._keep()
+        return replace(found, outputs=None)
+
+    def _order(self, bar: Bar) -> np.ndarray | None:
+        """The hardest first; mixed where only some are asked and nothing is known of them."""
+        if bar.holder is not None and bar.holder.difficulty is not None:
+            return np.argsort(-bar.holder.difficulty, kind="stable")
+        return None if bar.limit is None else np.argsort(np.array(self.split.hashes), kind="stable")
+
+    def _predict(self, inputs: Arrays) -> Arrays:
+        if self.network is None:
+            self.network = self.kitchen.predict(self.weights, self.policy)
+        outputs = self.network(inputs)
+        count = len(next(iter(inputs.values())))
+        self.images += count
+        self.kitchen.images[self.phase] = self.kitchen.images.get(self.phase, 0) + count
+        return outputs
+
+    def _tell(self, done: int, total: int) -> None:
+        self.kitchen.tell(f"{self.phase} on {self.split.name}", 0, total)
+        if self.images and time.monotonic() - self.saved > SAVE_SECONDS:
+            self._keep()
+
+    def _keep(self) -> None:
+        memory = self.memory
+        stopped = not memory.seen.all()
+        whole = memory.shown(memory.seen, self.kitchen.metric, stopped=stopped, keep_outputs=self.keep_outputs)
+        self.kitchen.ledger.keep(self.key, whole)
+        self.saved = time.monotonic()
 
 
 def _no_wider(dtype: torch.dtype, own: torch.dtype) -> torch.dtype:
@@ -206,5 +286,14 @@ def _no_wider(dtype: torch.dtype, own: torch.dtype) -> torch.dtype:
     return dtype if torch.promote_types(dtype, own) == own else own
 
 
-def _key(weights: Weights) -> tuple[object, ...]:
-    return tuple(sorted(weights.items()))
+def _shown(weights: Weights, ingredients: Mapping[str, Checkpoint]) -> str:
+    """A candidate in words: its files, with their weights where they are not all one."""
+    plain = all(weight == 1 for weight in weights.values())
+    names = [
+        ingredients[sha].path.name + ("" if plain else f" × {weight:g}" if isinstance(weight, float) else " by layer")
+        for sha, weight in weights.items()
+    ]
+    return several(names)
+
+
+_RECALIBRATION = TypeAdapter(Recalibration)

@@ -46,9 +46,6 @@ Spec = Annotated[
     expects("'./file.py:name' or 'package.module:name'"),
 ]
 Precision = Annotated[Literal["fp32"], expects("'fp32' (fp16 and int8 come with a later version)")]
-Method = Annotated[
-    Literal["uniform", "greedy"], expects("'uniform' or 'greedy' (other methods come with a later version)")
-]
 Dtype = Literal["float32", "float16", "int64", "int32", "uint8"]
 
 
@@ -70,10 +67,11 @@ class Checkpoints(Section):
     """floating-point type of soup.safetensors"""
     drop: tuple[Text, ...] = ()
     """patterns of tensor names that are left out, as in 'head.*'; the report lists what they matched"""
-    base: Annotated[None, expects("null (a base model comes with a later version)")] = None
-    """the checkpoint that all ingredients were fine-tuned from"""
-    order: Literal["recorded"] = "recorded"
-    """which ingredient is evaluated first: by the metric that its trainer recorded; never changes the result"""
+    base: Text | None = None
+    """the checkpoint that all ingredients were fine-tuned from; wise_ft and model_stock need it"""
+    order: Literal["recorded", "pilot"] = "recorded"
+    """which ingredient is evaluated first: by the metric that its trainer recorded (pilot where there is none), or by a
+    pilot on a few images; saves images and never changes the result"""
     on_bad_ingredient: Literal["fail", "skip"] = "fail"
     """whether an ingredient that is unreadable, or holds NaN or Inf, stops the build or is set aside and listed"""
 
@@ -109,6 +107,8 @@ class Data(Section):
     """judges the soup and is never used to choose; without it the report says that nothing did"""
     max_overlap: Annotated[Number, Field(ge=0, le=1)] = 0.001
     """the share of a split's images that may also be in another split"""
+    near_duplicates: Flag = False
+    """whether splits are also compared by perceptual hash; what is found is listed and stops nothing"""
     cache: Cache = Field(default_factory=Cache)
     """where decoded images are kept between runs"""
     on_bad_sample: Literal["fail", "skip"] = "fail"
@@ -159,22 +159,6 @@ class Preprocess(Section):
         if self.letterbox and (self.resize or self.crop):
             raise ValueError("letterbox stands instead of resize and crop. Remove one or the other")
         return self
-
-
-class Search(Section):
-    """How the ingredients are chosen."""
-
-    methods: tuple[Method, ...] = Field(default=("uniform", "greedy"), min_length=1)
-    """soups that are tried beside the best single; the best on val wins"""
-    bn_policy: Annotated[
-        Literal["recalibrated", "averaged"],
-        expects("'recalibrated' or 'averaged' (singles are always scored with their own statistics)"),
-    ] = "recalibrated"
-    """BatchNorm statistics of candidates of two or more: measured again on data.train, or averaged like weights"""
-    min_gain: AtLeastZero = 0
-    """what an ingredient must add to the val score to stay; 0 keeps it where the score does not fall"""
-    budget: Annotated[None, expects("null (a budget comes with a later version)")] = None
-    """the most that the search may cost"""
 
 
 class Batchnorm(Section):

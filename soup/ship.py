@@ -99,6 +99,8 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
         findings.checks += require_gates(source.config.gates.require, findings.done)
         code = exit_code(findings.checks, allow_inconclusive=options.allow_inconclusive)
         facts = _facts(source, exported, artifacts, findings, code=code, previous=previous)
+        if read_build(folder).record != built.record:
+            raise SoupError(f"{folder}: was built anew meanwhile. Export again.")
         heading = Heading("Release report", facts.created, code, facts.recipe_sha256, source.metric, "val")
         write_reports(stage, heading, findings)
         digest = str(seal(stage, as_json(facts))["self_sha256"])

@@ -39,7 +39,8 @@ def paired_difference(
 
     Right-or-wrong scores (all 0 or 1) use the paired score interval of Tango (Statistics in Medicine 17, 1998), which
     keeps a width when no sample changed. Other scores, and samples that come in `groups` [n], use `paired_bootstrap`'s
-    interval; right-or-wrong scores in groups get the wider of both on each side. Same arguments, same result.
+    interval; right-or-wrong scores in groups get the wider of both on each side, Tango's from the counts over their
+    design effect (Rao and Scott, Biometrics 48, 1992). Same arguments, same result.
     """
     _same_length(after, before, groups)
     difference = after.astype(np.float64) - before.astype(np.float64)
@@ -48,12 +49,13 @@ def paired_difference(
     binary = all(np.isin(scores, (0, 1)).all() for scores in (after, before))
     if binary and groups is None:
         return _tango_interval(difference, confidence=confidence)
-    units = _units(len(difference), groups)
-    sums, sizes = np.bincount(units, weights=difference), np.bincount(units)
-    draws = (sums[rows].sum(axis=1) / sizes[rows].sum(axis=1) for rows in _resampled(len(sums), seed=seed))
+    units = drawn_units(len(difference), groups)
     open_ended = _open_ended(float(difference.mean()), confidence, n=len(difference), groups=groups)
-    interval = _closed(open_ended, draws, units=len(sums))
-    return _hull(interval, _tango_interval(difference, confidence=confidence)) if binary else interval
+    interval = _closed(open_ended, mean_draws(difference, units, seed=seed), units=int(units.max()) + 1)
+    if not binary:
+        return interval
+    effect = _design_effect(difference, units)
+    return _hull(interval, _tango_interval(difference, confidence=confidence, design_effect=effect))
 
 
 def paired_bootstrap(
@@ -74,20 +76,34 @@ def paired_bootstrap(
     arrays = [*after.values(), *before.values()]
     _same_length(*arrays, groups)
     n = len(arrays[0])
-
-    def difference(rows: np.ndarray) -> float:
-        return _reduced(reduce, after, rows) - _reduced(reduce, before, rows)
-
-    estimate = difference(np.arange(n))
+    estimate = reduce(after) - reduce(before)
     if not n or not math.isfinite(estimate):
         return _unknown(confidence, n=n, groups=groups)
-    units = _units(n, groups)
+    units = drawn_units(n, groups)
+    draws = reduced_draws(reduce, after, before, units, seed=seed)
+    return _closed(_open_ended(estimate, confidence, n=n, groups=groups), draws, units=int(units.max()) + 1)
+
+
+def drawn_units(n: int, groups: np.ndarray | None) -> np.ndarray:
+    """int [n]: what is drawn together, numbered from 0: each sample by itself, or its group."""
+    return np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
+
+
+def mean_draws(difference: np.ndarray, units: np.ndarray, *, seed: int) -> Iterator[np.ndarray]:
+    """The mean difference [n] on each of RESAMPLES resamples of whole units, in blocks."""
+    sums, sizes = np.bincount(units, weights=difference), np.bincount(units)
+    for rows in _resampled(len(sums), seed=seed):
+        yield sums[rows].sum(axis=1) / sizes[rows].sum(axis=1)
+
+
+def reduced_draws(
+    reduce: Callable[[Arrays], float], after: Arrays, before: Arrays, units: np.ndarray, *, seed: int
+) -> Iterator[np.ndarray]:
+    """`reduce(after) - reduce(before)` on each of RESAMPLES resamples of whole units, in blocks."""
     members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
-    draws = (
-        np.array([difference(np.concatenate([members[unit] for unit in row])) for row in rows])
-        for rows in _resampled(len(members), seed=seed)
-    )
-    return _closed(_open_ended(estimate, confidence, n=n, groups=groups), draws, units=len(members))
+    for block in _resampled(len(members), seed=seed):
+        drawn = (np.concatenate([members[unit] for unit in row]) for row in block)
+        yield np.array([_reduced(reduce, after, rows) - _reduced(reduce, before, rows) for rows in drawn])
 
 
 def mcnemar(after_correct: np.ndarray, before_correct: np.ndarray) -> float:
@@ -95,10 +111,13 @@ def mcnemar(after_correct: np.ndarray, before_correct: np.ndarray) -> float:
     after_correct, before_correct = after_correct.astype(bool), before_correct.astype(bool)
     gained = int((after_correct & ~before_correct).sum())
     lost = int((before_correct & ~after_correct).sum())
-    flips, fewer = gained + lost, min(gained, lost)
-    log_half = flips * math.log(2)
-    tail = math.fsum(math.exp(_log_choose(flips, k) - log_half) for k in range(fewer + 1))
-    return min(1.0, 2 * tail)
+    return min(1.0, 2 * binomial_tail(gained + lost, min(gained, lost)))
+
+
+def binomial_tail(trials: int, at_most: int) -> float:
+    """The probability of no more than `at_most` heads in `trials` tosses of a fair coin."""
+    log_half = trials * math.log(2)
+    return min(1.0, math.fsum(math.exp(_log_choose(trials, k) - log_half) for k in range(at_most + 1)))
 
 
 def samples_needed(interval: Interval, limit: float) -> int | None:
@@ -132,10 +151,19 @@ def _signed(value: float, *, unit: str) -> str:
     return text.replace("-", "−") if text.strip("+-0.") else text.lstrip("+-")
 
 
-def _tango_interval(difference: np.ndarray, *, confidence: float) -> Interval:
+def _design_effect(difference: np.ndarray, units: np.ndarray) -> float:
+    """By how much units multiply the variance of the mean, at least 1; they say nothing where no sample changed."""
+    sums, sizes, mean = np.bincount(units, weights=difference), np.bincount(units), float(difference.mean())
+    alone = float(((difference - mean) ** 2).sum())
+    together = float(((sums - sizes * mean) ** 2).sum()) * len(sums) / max(1, len(sums) - 1)
+    return max(1.0, together / alone) if alone else 1.0
+
+
+def _tango_interval(difference: np.ndarray, *, confidence: float, design_effect: float = 1.0) -> Interval:
     """The differences whose score test is not rejected: |estimate - delta| ≤ z · its standard error under delta."""
-    n = len(difference)
-    gained, lost = int((difference > 0).sum()), int((difference < 0).sum())
+    n, gained, lost = (
+        int(count) / design_effect for count in (len(difference), (difference > 0).sum(), (difference < 0).sum())
+    )
     estimate = (gained - lost) / n
     z = NormalDist().inv_cdf((1 + confidence) / 2)
 
@@ -147,7 +175,7 @@ def _tango_interval(difference: np.ndarray, *, confidence: float) -> Interval:
         return (estimate - delta) ** 2 <= z * z * variance
 
     low, high = (_last_plausible(plausible, inside=estimate, outside=end) for end in (-1.0, 1.0))
-    return Interval(estimate, low, high, confidence, "paired score interval (Tango 1998)", n)
+    return Interval(estimate, low, high, confidence, "paired score interval (Tango 1998)", len(difference))
 
 
 def _last_plausible(plausible: Callable[[float], bool], *, inside: float, outside: float) -> float:
@@ -199,11 +227,6 @@ def _t_over_z(confidence: float, *, freedom: int) -> float:
 def _hull(interval: Interval, other: Interval) -> Interval:
     """No narrower than if the samples were independent: few changed samples leave whole resamples without any."""
     return replace(interval, low=min(interval.low, other.low), high=max(interval.high, other.high))
-
-
-def _units(n: int, groups: np.ndarray | None) -> np.ndarray:
-    """What is drawn together, numbered from 0: each sample by itself, or its group."""
-    return np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1].reshape(-1)
 
 
 def _open_ended(estimate: float, confidence: float, *, n: int, groups: np.ndarray | None) -> Interval:

@@ -27,6 +27,10 @@ MAY_IMPORT_TORCH = {
     "soup.containers", "soup.formats", "soup.rebuild", "soup.tensors", "soup.unpickle",  # of checkpoint
     "soup.headers",  # of preflight
     "soup.bookkeeping", "soup.larder", "soup.models", "soup.score",  # of pipeline
+    "calib.received", "soup.blocks",  # of batchnorm, of average
+    "soup.aids", "soup.alike", "soup.backends", "soup.causes", "soup.geometry", "soup.keys", "soup.learned",
+    "soup.notes", "soup.prior", "soup.recalibration", "soup.runner", "soup.serving", "soup.stock", "soup.swappable",
+    "soup.why",  # of the search
     "soup.check", "soup.estimate", "soup.expect", "soup.export_source", "soup.recook", "soup.ship", "soup.starter",
 }  # fmt: skip
 IMPORT_ALL = """

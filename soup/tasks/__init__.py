@@ -34,6 +34,18 @@ class Metric(Protocol):
     def upper_bound(self, statistics: Arrays, seen: np.ndarray) -> float | None:
         """The best value in reach when only `seen` (bool, n_total) is known; None where there is no such bound."""
 
+    def worst_bound(self, statistics: Arrays, seen: np.ndarray) -> float | None:
+        """The worst value in reach when only `seen` is known; None where there is no such bound."""
+
+    def difficulty(self, outputs: Arrays, targets: Arrays) -> np.ndarray:
+        """float32 [n]: higher for samples that another model is likelier to lose, too."""
+
+    def unsettled(self, outputs: Arrays, error: float) -> np.ndarray | None:
+        """bool [n]: samples whose statistic could be another if each output were off by up to `error`.
+
+        None where any error changes the statistic itself, as it does a loss.
+        """
+
 
 def metric_named(task: str, name: str) -> Metric:
     """The metric `name` of `task`, as val.yaml writes them. Raises SoupError where there is none."""

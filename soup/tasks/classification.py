@@ -44,6 +44,25 @@ class TopK:
         """The value if every unseen image were correct."""
         return self.reduce({"correct": statistics["correct"] | ~seen})
 
+    def worst_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
+        """The value if every unseen image were wrong."""
+        return self.reduce({"correct": statistics["correct"] & seen})
+
+    def difficulty(self, outputs: Arrays, targets: Arrays) -> np.ndarray:
+        """By how much the best other class beats the image's own; below zero where the image is right."""
+        return -_margins_of_labels(outputs, targets)
+
+    def unsettled(self, outputs: Arrays, error: float) -> np.ndarray:
+        """Where the k-th and the next logit are nearer than twice the error, or a logit is NaN."""
+        scores = logits(outputs)
+        if scores.shape[1] <= self.k:
+            return np.array(np.isnan(scores).any(axis=1))
+        ranked = np.partition(scores.astype(np.float64), (-self.k - 1, -self.k), axis=1)
+        with np.errstate(invalid="ignore"):  # Inf less Inf
+            gap = ranked[:, -self.k] - ranked[:, -self.k - 1]
+        unsettled: np.ndarray = ~(gap > 2 * error) | np.isnan(scores).any(axis=1)
+        return unsettled
+
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
@@ -71,6 +90,18 @@ class CrossEntropy:
     def upper_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
         """The value if every unseen image cost nothing; summed in the same order, so rounding cannot put it above."""
         return self.reduce({"loss": np.where(seen, statistics["loss"], 0.0)})
+
+    def worst_bound(self, statistics: Arrays, seen: np.ndarray) -> float | None:
+        """A single image may cost any amount."""
+        return self.reduce(statistics) if seen.all() else None
+
+    def difficulty(self, outputs: Arrays, targets: Arrays) -> np.ndarray:
+        """The loss itself."""
+        loss: np.ndarray = self.per_sample(outputs, targets)["loss"].astype(np.float32)
+        return loss
+
+    def unsettled(self, outputs: Arrays, error: float) -> None:
+        """Every error of a logit is one of the loss."""
 
 
 METRICS: Mapping[str, Metric] = {
@@ -113,6 +144,20 @@ def margins(outputs: Arrays) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # Inf less Inf
         margin = scores[:, -1] - scores[:, -2]
     return np.where(np.isnan(margin), 0.0, margin)
+
+
+def _margins_of_labels(outputs: Arrays, targets: Arrays) -> np.ndarray:
+    """float32 [n]: the logit of the image's class less the highest other; 0 where that is no number."""
+    scores = logits(outputs).astype(np.float32)
+    rows = np.arange(len(scores))
+    labels = _labels(targets, scores)
+    own = scores[rows, labels]
+    others = scores.copy()
+    others[rows, labels] = -np.inf
+    with np.errstate(invalid="ignore"):
+        margin = own - others.max(axis=1)
+    finite: np.ndarray = np.where(np.isfinite(margin), margin, np.float32(0))
+    return finite
 
 
 def _labels(targets: Arrays, scores: np.ndarray) -> np.ndarray:

@@ -18,11 +18,14 @@ Accepted = Callable[..., str]
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Relative name → what is there, links not followed; without whole decoded splits, and Python's own caches."""
+    """Relative name → what is there, links not followed; without what a later build takes up, and Python's caches.
+
+    That is whole decoded splits, the ledger, and a folder that holds nothing else.
+    """
     return {
         str(path.relative_to(folder)): _content(path)
         for path in sorted(folder.rglob("*"))
-        if "__pycache__" not in path.parts and not _is_decoded(path)
+        if "__pycache__" not in path.parts and not _is_taken_up(path)
     }
 
 
@@ -79,9 +82,12 @@ def release(released: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(released, tmp_path / "release"))
 
 
-def _is_decoded(path: Path) -> bool:
-    """Whether this is half of a pair that a later command opens again."""
-    return path.parent.name == "cache" and all(path.with_suffix(suffix).is_file() for suffix in (".raw", ".json"))
+def _is_taken_up(path: Path) -> bool:
+    """Whether a later build opens this again: half of a decoded split's pair, the ledger, or the folder of it alone."""
+    if path.is_dir():
+        return [one.name for one in path.iterdir()] == ["ledger.sqlite"]
+    decoded = path.parent.name == "cache" and all(path.with_suffix(one).is_file() for one in (".raw", ".json"))
+    return decoded or path.name == "ledger.sqlite"
 
 
 def _content(path: Path) -> str:

@@ -15,9 +15,10 @@ import pytest
 from soup.cli import main
 
 from .conftest import contents
+from .test_locks import ENVIRONMENT, assert_same_build, held_build, soup, with_gate
+from .test_output import forwarded, images_kept
 
 SOUP = [sys.executable, "-m", "soup"]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 SLOW = """
 import time
 
@@ -99,10 +100,30 @@ def test_a_command_that_is_stopped_ends_with_130_and_leaves_nothing(
     stop(process.pid)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    assert stderr.splitlines()[-1] == f"soup {arguments[0]}: interrupted; nothing was left half-written."
+    kept = " The next build goes on from what was evaluated." if arguments[0] == "build" else ""
+    assert stderr.splitlines()[-1] == f"soup {arguments[0]}: interrupted; nothing was left half-written.{kept}"
     assert "Traceback" not in stdout + stderr
     assert contents(copied) == before
     assert not is_alive(process.pid), "a child outlived the command"
+
+
+@pytest.mark.parametrize("stop", [ctrl_c, terminate])
+def test_a_search_that_is_stopped_goes_on_with_the_next_build(
+    project: Path, built: Path, stop: Callable[[int], None]
+) -> None:
+    out, reference = project / "soup-out", built / "soup-out"
+    with held_build(with_gate(project)) as process:
+        stop(process.pid)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    told = "soup build: interrupted; nothing was left half-written. The next build goes on from what was evaluated."
+    assert stderr.splitlines() == [told]
+    assert {path.name for path in out.iterdir()} == {"cache", "ledger.sqlite"}
+    kept = images_kept(out)
+    assert kept > 0
+    assert soup(project, "build").returncode == 0
+    assert_same_build(out, reference)
+    assert forwarded(out) == forwarded(reference) - kept
 
 
 def test_a_reader_that_goes_early_is_no_failure(copied: Path) -> None:

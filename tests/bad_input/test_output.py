@@ -5,16 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib.util
+import json
 import os
 import re
 import resource
+import shutil
+import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load as load_arrays
 
 from .conftest import Accepted, Refused, contents
 
+TRIED = 128  # images that a backend is tried on
 WRITERS = {
     "build": ("build",),
     "export": ("export",),
@@ -31,6 +37,42 @@ def room(size_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a file system can be mounted only by root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def leave(disk: Path, size_bytes: int) -> Path:
+    """Fill it until so much is free; gives the file that fills it."""
+    room = os.statvfs(disk)
+    filler = disk / "filler"
+    filler.write_bytes(bytes(room.f_bavail * room.f_frsize - size_bytes))
+    return filler
+
+
+def images_kept(out: Path) -> int:
+    """Images that the ledger of `out`, which must be intact, saves the next build."""
+    with contextlib.closing(sqlite3.connect(out / "ledger.sqlite")) as ledger:
+        assert ledger.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        rows = ledger.execute("SELECT kind, facts, arrays FROM records").fetchall()
+    evaluated = sum(int(load_arrays(data)["000000 seen"].sum()) for kind, _, data in rows if kind == "evaluation")
+    measured = [json.loads(facts) for kind, facts, _ in rows if kind == "arrays"]
+    tried = sum(facts["what"]["kind"] == "backend" for facts in measured)
+    return evaluated + tried * TRIED + sum(facts.get("batchnorm", {}).get("samples", 0) for facts in measured)
+
+
+def forwarded(out: Path) -> int:
+    """Images that the last build in `out` forwarded."""
+    return sum(json.loads((out / "build.json").read_bytes())["cost"]["forwarded"].values())
 
 
 @pytest.fixture
@@ -86,7 +128,7 @@ def test_a_starter_never_takes_the_place_of_a_val_yaml(project: Path, refused: R
     )
 
 
-@pytest.mark.parametrize("size_bytes", [9000, 46_000], ids=["images", "their hashes"])
+@pytest.mark.parametrize("size_bytes", [30_000, 46_000], ids=["images", "their hashes"])
 def test_a_disk_too_full_for_the_decoded_images_is_told_and_leaves_nothing(
     project: Path, refused: Refused, size_bytes: int
 ) -> None:
@@ -103,8 +145,8 @@ def test_a_disk_too_full_for_the_decoded_images_is_told_and_leaves_nothing(
 def test_a_disk_too_full_for_a_build_leaves_the_earlier_one(
     copied: Path, refused: Refused, file: str, culprit: str
 ) -> None:
-    with room((copied / "soup-out" / file).stat().st_size - 1):
-        told = refused(copied, "build")
+    with room((copied / "soup-out" / file).stat().st_size * 9 // 10):  # the second report is the shorter one
+        told = refused(copied, "build", "--set", "data.cache.dir=null")  # decoded with the earlier one
     assert told == f"{culprit}: cannot be written: File too large. Free some space or choose another folder."
 
 
@@ -118,6 +160,55 @@ def test_a_disk_too_full_for_a_release_leaves_none(
     with room((released / file).stat().st_size - 1):
         told = refused(copied, "export")
     assert told == f"{culprit}: cannot be written: File too large. Free some space or choose another folder."
+
+
+def test_a_disk_too_small_for_the_decoded_images_is_told_and_left_empty(
+    disk: Path, project: Path, refused: Refused
+) -> None:
+    leave(disk, 40_000)
+    told = refused(project, "build", "-o", disk / "out", "--set", "data.cache.dir=null")
+    advice = "cannot be written: No space left on device. Free some space or choose another folder."
+    assert told == f"{disk}/out/cache: {advice}"
+    assert [path.name for path in disk.iterdir()] == ["filler"]
+
+
+def test_a_disk_too_small_for_the_ledger_keeps_what_fitted_and_the_next_build_goes_on(
+    disk: Path, project: Path, built: Path, refused: Refused, accepted: Accepted
+) -> None:
+    out, reference = disk / "out", built / "soup-out"
+    filler = leave(disk, 150_000)
+    told = refused(project, "build", "-o", out)
+    advice = "cannot be written: database or disk is full. Free some space or choose another folder."
+    assert told == f"{out}/ledger.sqlite: {advice}"
+    assert [path.name for path in out.iterdir()] == ["ledger.sqlite"]
+    kept = images_kept(out)
+    assert kept > 0
+    filler.unlink()
+    accepted(project, "build", "-o", out)
+    assert forwarded(out) == forwarded(reference) - kept
+    for name in ("soup.safetensors", "recipe.json"):
+        assert (out / name).read_bytes() == (reference / name).read_bytes()
+
+
+def test_a_disk_too_small_for_the_soup_keeps_the_ledger_and_the_next_build_only_writes(
+    disk: Path, project: Path, built: Path, refused: Refused, accepted: Accepted
+) -> None:
+    out, reference = disk / "out", built / "soup-out"
+    accepted(project, "build", "-o", out)
+    for path in out.iterdir():
+        if path.name != "ledger.sqlite":
+            path.unlink()
+    filler = leave(disk, 8192)  # for the lock, and half of the soup
+    told = refused(project, "build", "-o", out)
+    advice = "cannot be written: No space left on device. Free some space or choose another folder."
+    assert told == f"{out}/soup.safetensors: {advice}"
+    assert [path.name for path in out.iterdir()] == ["ledger.sqlite"]
+    assert images_kept(out) > 0
+    filler.unlink()
+    accepted(project, "build", "-o", out)
+    assert forwarded(out) == 0
+    for name in ("soup.safetensors", "recipe.json"):
+        assert (out / name).read_bytes() == (reference / name).read_bytes()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")

@@ -430,3 +430,27 @@ def test_convergence_tells_how_far_the_second_half_moved_the_statistics() -> Non
     settled = recalibrate(small_net(), images(1000).split(100)).convergence
     assert settled is not None
     assert 0 < settled < 0.05
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(3), timm.layers.BatchNormAct2d(3), nn.BatchNorm2d(3, affine=False)])
+def test_a_layer_normalises_during_the_pass_as_training_mode_does(layer: _BatchNorm) -> None:
+    seen: list[torch.Tensor] = []
+    hook = layer.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    measure(nn.Sequential(layer), [images() * 3 + 5])
+    hook.remove()
+    expected = copy.deepcopy(layer).train()(images() * 3 + 5)
+    torch.testing.assert_close(seen[0], expected.detach(), rtol=1e-6, atol=1e-6)
+
+
+class ChangesItsInput(nn.BatchNorm2d):
+    """What it normalises is no longer what it received."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return super().forward(values.relu_())
+
+
+def test_a_layer_that_changes_its_input_normalises_what_it_changed() -> None:
+    model, seen = nn.Sequential(nn.Identity(), ChangesItsInput(3)), list[torch.Tensor]()
+    model.register_forward_hook(lambda _module, _args, output: seen.append(output))
+    measure(model, [images()])
+    torch.testing.assert_close(seen[0].mean((0, 2, 3)), torch.zeros(3), rtol=0, atol=1e-6)

@@ -42,6 +42,19 @@ def test_blocks_and_memory_layout_do_not_change_the_moments(monkeypatch: pytest.
         np.testing.assert_allclose(blocked.squares, whole.squares, rtol=1e-10)
 
 
+def test_channels_far_from_zero_keep_their_variance_beside_channels_near_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw sums of squares would lose 14 and 30 bits of the second and third channel; the fourth is constant."""
+    monkeypatch.setattr("calib.moments._CPU_BLOCK", 50)  # less than a sample: pieces of one
+    values = torch.randn(9, 4, 5, 6, generator=torch.Generator().manual_seed(3))
+    values = (
+        values * torch.tensor([1.0, 0.1, 1.0, 0.0])[:, None, None] + torch.tensor([0, 1e3, 1e6, 0.1])[:, None, None]
+    )
+    found = moments(values)
+    mean, squares = numpy_moments(values)
+    np.testing.assert_allclose(found.mean, mean, rtol=1e-14, atol=1e-15)
+    np.testing.assert_allclose(found.squares, squares, rtol=1e-10, atol=1e-20)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     values=st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=40),

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import soup.average
+import soup.blocks
 from soup import SoupError
 from soup.average import cook, cook_to_file
 from soup.checkpoint import Checkpoint
 from soup.formats import FileStamp
 from soup.tensors import StateDict, TensorSpec, save_state
+from soup.weights import Weight, Weights, weight_of
 
 few = settings(max_examples=30, deadline=None)
 
@@ -165,6 +167,70 @@ def test_every_bfloat16_survives_as_it_is_but_for_the_payload_of_nan(tmp_path: P
     assert bits(got[~every.isnan()]) == bits(every[~every.isnan()])
 
 
+# ---- a weight for each part of the network
+
+
+def test_the_longest_prefix_that_ends_at_a_dot_gives_the_weight() -> None:
+    weight = {"": 1.0, "layer": 2.0, "layer.1": 3.0, "layer.1.conv.weight": 4.0}
+    names = ["layer.1.conv.weight", "layer.1.conv.bias", "layer.10.bias", "layer", "layers.1", "head", "1.layer"]
+    assert [weight_of(weight, name) for name in names] == [4.0, 3.0, 2.0, 2.0, 1.0, 1.0, 1.0]
+    assert weight_of(0.5, "anything") == 0.5
+
+
+def test_a_tensor_that_no_prefix_of_an_ingredient_fits_is_named(tmp_path: Path) -> None:
+    ingredients = written(tmp_path, [{"a.x": torch.ones(2), "b.x": torch.ones(2)}])
+    with pytest.raises(SoupError, match=r"0\.bin: tensor 'b.x' has no weight, expected one for its name, a prefix"):
+        cook({next(iter(ingredients)): {"a": 1.0, "b.x.y": 1.0}}, ingredients)
+
+
+@pytest.mark.parametrize("policy", ["same", "float32"])
+def test_one_weight_for_every_tensor_gives_the_bits_of_the_plain_soup(tmp_path: Path, policy: str) -> None:
+    ingredients = written(tmp_path, [mixed_state(seed) for seed in range(5)])
+    plain = {sha: 0.3 + index for index, sha in enumerate(ingredients)}
+    mapped = {sha: {"": weight} for sha, weight in plain.items()}
+    for weights, name in ((plain, "plain"), (mapped, "mapped")):
+        cook_to_file(weights, ingredients, tmp_path / name, dtype=policy)  # type: ignore[arg-type]
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "mapped").read_bytes()
+
+
+def test_each_tensor_is_the_mean_under_its_own_weights(tmp_path: Path) -> None:
+    states = [{"head.w": torch.randn(40), "stem.w": torch.randn(40), "stem.b": torch.randn(40)} for _ in range(3)]
+    ingredients = written(tmp_path, states)
+    shares = [{"": 1.0, "stem": 2.0, "stem.b": 0.0}, {"": 3.0}, {"head": 0.5, "stem.w": 0.0, "stem.b": 7.0}]
+    got = cook(dict(zip(ingredients, shares, strict=True)), ingredients)
+    expected = {"head.w": [1.0, 3.0, 0.5], "stem.w": [2.0, 3.0, 0.0], "stem.b": [0.0, 3.0, 7.0]}
+    for name, weights in expected.items():
+        mean = np.average([state[name].double().numpy() for state in states], axis=0, weights=weights)
+        assert np.array_equal(got[name].numpy(), mean.astype(np.float32)), name
+
+
+def test_a_part_of_weight_0_plays_no_part(tmp_path: Path) -> None:
+    """Neither its NaN, nor its wider dtype, nor its integers and its counter."""
+    kept = {"w": torch.tensor([-0.0, 0.1]).half(), "index": torch.arange(2), "bn.num_batches_tracked": torch.tensor(3)}
+    left = {
+        "w": torch.tensor([math.nan, math.inf]),
+        "index": torch.ones(2).long(),
+        "bn.num_batches_tracked": torch.tensor(9),
+    }
+    for zero in (0.0, {"": 0.0}):
+        ingredients = written(tmp_path, [kept, left])
+        one, other = sorted(ingredients, key=lambda sha: ingredients[sha].path)
+        weights: Weights = {one: 2.0, other: zero}
+        got = cook(weights, ingredients)
+        assert {name: (tensor.dtype, bits(tensor)) for name, tensor in got.items()} == {
+            name: (tensor.dtype, bits(tensor)) for name, tensor in kept.items()
+        }
+
+
+def test_tied_tensors_of_unequal_weights_are_averaged_apart(tmp_path: Path) -> None:
+    shared = [torch.full((2,), value) for value in (1.0, 3.0)]
+    ingredients = written(tmp_path, [{"a": one, "b": one, "c": one} for one in shared])
+    weights: list[Weight] = [{"": 1.0, "b": 3.0}, 1.0]
+    got = cook(dict(zip(ingredients, weights, strict=True)), ingredients)
+    assert [got[name].tolist() for name in "abc"] == [[2.0, 2.0], [1.5, 1.5], [2.0, 2.0]]
+    assert got["a"].data_ptr() == got["c"].data_ptr() != got["b"].data_ptr()
+
+
 # ---- shapes, dtypes and layouts
 
 
@@ -189,7 +255,8 @@ def test_any_layout_averages_to_a_contiguous_tensor_of_its_dtype(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, block_bytes: int
 ) -> None:
     """Correctness 2: blocks smaller than a row, and larger than the tensor."""
-    monkeypatch.setattr(soup.average, "BLOCK_BYTES", block_bytes)
+    for module in (soup.average, soup.blocks):
+        monkeypatch.setattr(module, "BLOCK_BYTES", block_bytes)
     tensor = LAYOUTS[layout]
     other = (tensor * 3).contiguous()  # the second ingredient keeps the same tensor in another layout
     got = average(tmp_path, tensor, other)
@@ -291,11 +358,21 @@ def test_names_and_shapes_that_differ_are_refused(tmp_path: Path) -> None:
             cook(equal(ingredients), ingredients)
 
 
-@pytest.mark.parametrize("weights", [[], [0.0], [-1.0], [math.nan], [math.inf]])
-def test_weights_that_are_not_positive_numbers_are_refused(tmp_path: Path, weights: list[float]) -> None:
+@pytest.mark.parametrize("weights", [[], [0.0], [{"": 0.0}], [{"": 1.0, "a": 0.0}]])
+def test_weights_of_which_none_is_positive_are_refused(tmp_path: Path, weights: list[Weight]) -> None:
     ingredients = written(tmp_path, [{"a": torch.ones(2)}])
-    with pytest.raises(SoupError, match="expected one or more positive numbers"):
+    with pytest.raises(SoupError, match=r"recipe: .*expected one or more positive numbers"):
         cook(dict(zip(ingredients, weights, strict=False)), ingredients)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, {"": -1.0}, {"": 1.0, "a": math.nan}, {"a": math.inf}])
+def test_a_weight_that_is_no_number_from_0_up_is_refused_with_its_tensor_and_file(
+    tmp_path: Path, weight: Weight
+) -> None:
+    ingredients = written(tmp_path, [{"a": torch.ones(2)}, {"a": torch.zeros(2)}])
+    wrong, right = sorted(ingredients, key=lambda sha: ingredients[sha].path)
+    with pytest.raises(SoupError, match=r"0\.bin: tensor 'a' has the weight \S+, expected 0 or a positive number"):
+        cook({wrong: weight, right: 1.0}, ingredients)
 
 
 def test_a_file_that_changed_since_it_was_checked_is_refused(tmp_path: Path) -> None:
@@ -349,7 +426,8 @@ def test_cooking_to_a_file_writes_the_bytes_of_the_saved_soup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
 ) -> None:
     """Correctness 25."""
-    monkeypatch.setattr(soup.average, "BLOCK_BYTES", 1000)
+    for module in (soup.average, soup.blocks):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
     ingredients = written(tmp_path, [mixed_state(seed) for seed in range(5)])
     state = cook(equal(ingredients), ingredients, dtype=policy)  # type: ignore[arg-type]
     save_state(tmp_path / "saved", state, metadata={"b": "1", "a": "2"})

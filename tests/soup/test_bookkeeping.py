@@ -54,10 +54,23 @@ def test_the_recipe_says_what_was_cooked_from_what(slim: Path, slim_built: Build
 def test_the_recipe_lists_kept_trials_with_their_score_and_rejected_ones_with_a_reason(slim_built: BuildResult) -> None:
     recipe, trials = read(slim_built.folder, "recipe.json"), slim_built.trials
     methods = [trial for trial in trials if trial.method != "single"]
-    assert [(one["method"], one["val"], one["ingredients"]) for one in recipe["kept"]] == [
-        (trial.method, trial.val, list(trial.ingredients)) for trial in methods if trial.kept
+    assert [(one["method"], one["added"], one["val"], sorted(one["weights"])) for one in recipe["kept"]] == [
+        (trial.method, trial.added, trial.val, list(trial.ingredients)) for trial in methods if trial.kept
     ]
-    assert [one["reason"] for one in recipe["rejected"]] == [trial.reason for trial in methods if not trial.kept]
+    assert [(one["method"], one["reason"], sorted(one["weights"])) for one in recipe["rejected"]] == [
+        (trial.method, trial.reason, list(trial.ingredients)) for trial in methods if not trial.kept
+    ]
+    assert recipe["rejected"]
+
+
+def test_the_recipe_is_the_same_whether_rejected_candidates_stopped_early_or_not(
+    slim: Path, build_at: Build, slim_built: BuildResult, tmp_path: Path
+) -> None:
+    """How far a rejected one was measured is history; trials.json has it."""
+    build_at(slim, tmp_path / "out", "search.early_stop=false")
+    for name in ("recipe.json", "soup.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (slim_built.folder / name).read_bytes()
+    assert read(tmp_path / "out", "trials.json") != read(slim_built.folder, "trials.json")
 
 
 def test_the_recipe_holds_no_history_no_time_no_path_and_no_version(slim: Path, slim_built: BuildResult) -> None:
@@ -71,18 +84,44 @@ def test_the_recipe_holds_no_history_no_time_no_path_and_no_version(slim: Path, 
 def test_trials_hold_every_candidate_in_order_with_images_and_scores(slim_built: BuildResult) -> None:
     trials = read(slim_built.folder, "trials.json")
     assert [trial["method"] for trial in trials] == ["single"] * 3 + ["uniform"] + ["greedy"] * 3
-    assert [trial["reason"] for trial in trials[:5]] == ["single"] * 3 + ["uniform", "first"]
+    assert [trial["reason"] for trial in trials if trial["method"] == "greedy"] == ["first", "worse", "kept"]
     singles = [trial["val"] for trial in trials[:3]]
     assert singles == sorted(singles, reverse=True)
     assert trials[4]["ingredients"] == trials[0]["ingredients"]
-    assert [trial["images"] for trial in trials] == [150] * 7
-    assert [trial["difference"] is None for trial in trials] == [True] * 3 + [False, True, False, False]
+    assert [trial["images"] for trial in trials] == [150, 150, 150, 150, 150, 64, 150]
+    assert [trial["difference"] is not None for trial in trials if trial["method"] == "greedy"] == [False, False, True]
+
+
+def test_a_candidate_that_stopped_early_tells_what_was_still_in_reach(slim_built: BuildResult) -> None:
+    """All that it had wrong by then, taken from a perfect rest."""
+    (index, stopped), *more = [pair for pair in enumerate(slim_built.trials) if pair[1].val is None]
+    assert more == []
+    correct = load_file(slim_built.folder / "evaluations.safetensors")[f"val/trial-{index:03d}/correct"]
+    assert stopped.bound == pytest.approx(1 - (stopped.images - correct.sum()) / 150)
+    assert stopped.bound < slim_built.trials[0].val
+    assert (stopped.kept, stopped.reason, stopped.difference) == (False, "worse", None)
+
+
+def test_each_added_checkpoint_has_its_distance_from_the_soup_it_was_to_join(
+    slim: Path, slim_built: BuildResult
+) -> None:
+    """Over learned tensors, by plain arithmetic; the soup at hand was the best single each time."""
+    states = {sha256_file(path): torch.load(path)["model"] for path in (slim / "runs").iterdir()}
+    added = [trial for trial in slim_built.trials if trial.method == "greedy" and len(trial.ingredients) > 1]
+    assert len(added) == 2
+    for trial in added:
+        (rest,) = set(trial.ingredients) - {trial.added}
+        learned = [name for name in states[rest] if "running" not in name and "num_batches" not in name]
+        squares = [((states[rest][name].double() - states[trial.added][name].double()) ** 2).sum() for name in learned]
+        assert trial.distance == pytest.approx(float(sum(squares)) ** 0.5)
+    assert {trial.distance for trial in slim_built.trials if trial not in added} == {None}
 
 
 def test_the_evaluations_hold_every_candidate_on_val_and_the_two_that_matter_on_test(slim_built: BuildResult) -> None:
     arrays, trials = load_file(slim_built.folder / "evaluations.safetensors"), slim_built.trials
     for index, trial in enumerate(trials):
-        assert arrays[f"val/trial-{index:03d}/correct"].mean() == pytest.approx(trial.val)
+        if trial.val is not None:
+            assert arrays[f"val/trial-{index:03d}/correct"].mean() == pytest.approx(trial.val)
     models = {"best_single": slim_built.record.best_single, "winner": slim_built.record.winner}
     for name, model in models.items():
         assert arrays[f"val/{name}/correct"].mean() == pytest.approx(model.val)
@@ -104,7 +143,8 @@ def test_each_trial_is_compared_with_what_it_had_to_beat_whatever_the_order_of_m
             assert (trial.difference.estimate, trial.difference.low) == (expected.estimate, expected.low)
         if trial.method == "greedy" and trial.kept:
             current = own
-    assert [trial.method for trial in result.trials if trial.difference] == ["greedy", "greedy", "uniform"]
+        if trial.method == "greedy" and trial.val is not None and trial.reason != "first":
+            assert trial.difference is not None
 
 
 def test_the_record_says_what_each_ingredient_is(slim: Path, slim_built: BuildResult) -> None:
@@ -121,12 +161,43 @@ def test_the_record_says_what_each_ingredient_is(slim: Path, slim_built: BuildRe
 
 
 def test_the_record_counts_the_images_that_were_forwarded(slim_built: BuildResult) -> None:
-    """Each candidate once on val, each soup recalibrated once; the winner's other policy on val; two models on test."""
-    candidates = {trial.ingredients for trial in slim_built.trials}
-    settled = len(slim_built.record.policies) - 1
-    images = slim_built.record.images
-    assert images["recalibration"] == 250 * sum(len(one) > 1 for one in candidates)
-    assert images["evaluation"] == 150 * (len(candidates) + settled) + 2 * 130
+    """Each candidate on val as far as it went, each soup recalibrated once; the winner's other policy; two on test."""
+    candidates = {trial.ingredients: trial.images for trial in slim_built.trials}
+    soups = {one: images for one, images in candidates.items() if len(one) > 1}
+    cost = slim_built.record.cost
+    assert cost.forwarded["singles"] == 3 * 150
+    assert cost.forwarded["candidates"] == sum(soups.values())
+    assert cost.forwarded["recalibration"] == 250 * len(soups)
+    assert cost.forwarded["judging"] == 150 + 2 * 130
+    assert cost.textbook == {"singles": 3 * 150, "candidates": 2 * 150, "recalibration": 2 * 250}
+    assert cost.backend in ("torch", "onnxruntime")
+
+
+def test_a_rerun_counts_the_same_images_as_reused(small: Path, build_at: Build) -> None:
+    first = build_at(small, small / "out").record
+    again = build_at(small, small / "out").record
+    assert again.cost.forwarded == {}
+    for phase in ("singles", "candidates"):
+        assert again.cost.reused[phase] == first.cost.forwarded[phase] + first.cost.reused[phase]
+    assert again.cost.textbook == first.cost.textbook
+    assert (again.winner, again.explanation, again.optimism) == (first.winner, first.explanation, first.optimism)
+
+
+def test_every_method_s_answer_is_recorded_the_best_single_first(slim_built: BuildResult) -> None:
+    single, uniform, greedy = slim_built.record.answers
+    assert (single.method, single.weights) == ("single", slim_built.record.best_single.weights)
+    assert (uniform.method, len(uniform.weights)) == ("uniform", 3)
+    kept = [trial for trial in slim_built.trials if trial.method == "greedy" and trial.kept]
+    assert (greedy.method, sorted(greedy.weights), greedy.val) == ("greedy", list(kept[-1].ingredients), kept[-1].val)
+    assert [answer.competing for answer in (single, uniform, greedy)] == [None] * 3
+
+
+def test_the_optimism_is_that_of_the_candidates_measured_to_the_end(slim_built: BuildResult) -> None:
+    found = slim_built.record.optimism
+    assert found is not None
+    assert found.candidates == len({trial.ingredients for trial in slim_built.trials if trial.val is not None})
+    assert found.value is not None
+    assert 0 <= found.value <= (found.ceiling or 0)
 
 
 def notes_of(result: BuildResult) -> str:
@@ -161,7 +232,7 @@ def test_a_build_without_training_images_says_that_statistics_are_averaged(
     )
     assert "no data.train: BatchNorm statistics are averaged" in notes_of(result)
     assert read(result.folder, "recipe.json")["bn"] == {"policy": result.record.winner.bn_policy}
-    assert result.record.images["recalibration"] == 0
+    assert "recalibration" not in result.record.cost.forwarded
 
 
 def test_the_per_sample_statistics_of_a_loss_are_its_losses(slim: Path, build_at: Build, tmp_path: Path) -> None:
@@ -183,8 +254,8 @@ def test_a_soup_that_is_no_number_is_rejected_as_such(small: Path, build_at: Bui
     result = build_at(small, tmp_path / "out", "metric=cross_entropy", "search.bn_policy=averaged")
     assert [one.val is None for one in result.record.ingredients] == [False, False, True]
     assert result.record.ingredients[-1].sha256 == bad
-    rejected = {one["added"]: one["reason"] for one in read(result.folder, "recipe.json")["rejected"]}
-    assert rejected[bad] == "not_a_number"
+    reasons = {one["reason"] for one in read(result.folder, "recipe.json")["rejected"] if bad in one["weights"]}
+    assert reasons == {"not_a_number"}
     assert bad not in result.record.winner.weights
     assert result.record.winner.val is not None
 
@@ -199,4 +270,4 @@ def test_a_greedy_decision_that_one_image_would_turn_is_fragile(right: int, frag
         return Trial("greedy", {"a": 1.0, "b": 1.0}, evaluation, count >= 80, "kept", "b")
 
     kitchen = SimpleNamespace(rule=Rule(higher_is_better=True), val=SimpleNamespace(groups=None), metric=ACCURACY)
-    assert _trial(trial(right), kitchen, against=trial(80)).fragile is fragile
+    assert _trial(trial(right), kitchen, against=trial(80).evaluation, distance=None).fragile is fragile

@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from soup import SoupError
-from soup.build_folder import BuildFolder, Difference, claim_folder, difference_record, read_build
+from soup.build_folder import BuildFolder, claim_folder, read_build
 from soup.pipeline import BuildResult
+from soup.search_records import Difference, difference_record
 from soup.statistics import Interval
 
 
@@ -32,7 +33,8 @@ def test_a_build_reads_back_as_the_records_that_were_written(slim_built: BuildRe
     assert isinstance(read, BuildFolder)
     assert dataclasses.replace(read.record, files={}) == slim_built.record
     assert set(read.record.files) == {
-        "soup.safetensors", "recipe.json", "trials.json", "evaluations.safetensors", "report.md", "report.html",
+        "soup.safetensors", "soup.svg", "recipe.json", "trials.json", "evaluations.safetensors", "report.md",
+        "report.html",
     }  # fmt: skip
 
 

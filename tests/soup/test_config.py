@@ -13,6 +13,8 @@ from jsonschema.exceptions import ValidationError
 
 from soup import SoupError
 from soup.config import Config, apply_overrides, load_config, resolved, schema
+from soup.search import METHODS as RUN
+from soup.search_sections import METHODS
 from soup.tasks.classification import METRICS
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "schemas" / "val.schema.json"
@@ -33,6 +35,7 @@ data:
   val: data/val
   test: data/test
   max_overlap: 0.001
+  near_duplicates: false
   cache: {dir: null, max_gb: 20}
   on_bad_sample: fail
 preprocess:
@@ -46,7 +49,10 @@ preprocess:
   letterbox: null
 metric: accuracy
 device: auto
-search: {methods: [uniform, greedy], bn_policy: recalibrated, min_gain: 0, budget: null}
+search:
+  {methods: [uniform, greedy], bn_policy: recalibrated, min_gain: 0, confidence: null, budget: null, early_stop: true,
+  backend: auto}
+explain: {contributions: true, ensemble: true, line: 3}
 batchnorm: {samples: 1000, batch: 100}
 quantization: {samples: 500, method: entropy}
 export: {batch: 1, inputs: {}, outputs: {}, precision: [fp32], nms: none, prepare: null, opset: 18}
@@ -145,10 +151,26 @@ gates:
     ("option", "message"),
     [
         ("task=detection", "expected 'classification' (detection and segmentation come with a later version)"),
-        ("search.methods=[greedy, ties]", "search.methods[1]: expected 'uniform' or 'greedy' (other methods come"),
+        ("search.methods=[greedy, ties]", "search.methods[1]: expected one of uniform, greedy, greedy_repeated, prun"),
+        ("search.methods=[]", "search.methods: expected at least 1 of them, got []"),
         ("search.bn_policy=own", "(singles are always scored with their own statistics), got 'own'"),
-        ("search.budget=10", "expected null (a budget comes with a later version), got 10"),
-        ("checkpoints.base=a.pt", "expected null (a base model comes with a later version), got 'a.pt'"),
+        ("search.methods=[ranked]", "search.budget: the method 'ranked' needs one. Give {evaluations: 20} or {minu"),
+        ("search.budget={evaluations: 3}", "only the method 'ranked' spends a budget. Add it to search.methods, or re"),
+        ("search={methods: [ranked], budget: {}}", "search.budget: expected evaluations or minutes, one of the two."),
+        ("search={methods: [ranked], budget: {evaluations: 1, minutes: 1}}", "expected evaluations or minutes, one "),
+        ("search={methods: [ranked], budget: {evaluations: 0}}", "budget.evaluations: expected 1 or more, got 0"),
+        ("search={methods: [ranked], budget: {minutes: 0}}", "search.budget.minutes: expected more than 0, got 0"),
+        ("search.budget=10", "search.budget: expected keys below it, got 10"),
+        ("search.methods=[uniform, wise_ft]", "search: 'wise_ft' starts from checkpoints.base, which is not given. G"),
+        ("search.methods=[model_stock]", "search: 'model_stock' starts from checkpoints.base, which is not given."),
+        ("search.confidence=0.4", "search.confidence: expected 0.5 or more, got 0.4"),
+        ("search.confidence=1", "search.confidence: expected less than 1, got 1"),
+        ("search.confidence=95", "search.confidence: expected less than 1, got 95"),
+        ("search.early_stop=1", "search.early_stop: expected true or false, got 1"),
+        ("search.backend=tensorrt", "search.backend: expected 'auto', 'torch' or 'onnxruntime', got 'tensorrt'"),
+        ("checkpoints.order=best", "checkpoints.order: expected 'recorded' or 'pilot', got 'best'"),
+        ("explain.line=51", "explain.line: expected 50 or less, got 51"),
+        ("explain=false", "explain: expected keys below it, got false"),
         ("export.precision=[fp16]", "export.precision[0]: expected 'fp32' (fp16 and int8 come with a later version)"),
         ("export.nms=graph", "expected 'none' (detection comes with a later version)"),
         ("export.batch={min: 4, opt: 2, max: 8}", "{min, opt, max} in rising order, got {\"min\": 4, \"opt\": 2"),
@@ -190,7 +212,9 @@ def test_what_cannot_be_is_one_sentence(tmp_path: Path, option: str, message: st
         "preprocess={letterbox: {size: [20, 30], pad: 0, centered: false}}", "preprocess={color: gray, mean: [0.5]}",
         "data={val: v.npz, train: ./data.py:train}", "device=cuda:1", "export.inputs={images: float16}",
         "model=torchvision:resnet18", "model=timm:resnet50.a1_in1k", "model=package.module:build",
-        "model_args={deep: [{a: 1}]}",
+        "model_args={deep: [{a: 1}]}", "search={methods: [greedy, ranked], budget: {evaluations: 20}}",
+        "search={methods: [ranked], budget: {minutes: 0.5}, confidence: 0.95, backend: torch}", "checkpoints.base=a.pt",
+        "explain={contributions: false, ensemble: false, line: 0}", "checkpoints.order=pilot",
     ],
 )  # fmt: skip
 def test_the_other_forms_of_a_value_load_and_survive_build_json(tmp_path: Path, option: str) -> None:
@@ -203,6 +227,15 @@ def test_a_valid_config_with_a_key_given_twice_is_refused_all_the_same(tmp_path:
     assert complaints(tmp_path, f"{MINIMAL}metric: top5\nmetric: accuracy\n") == [
         "val.yaml:5: metric: is given twice, first at val.yaml:4. Keep one."
     ]
+
+
+def test_every_method_of_the_search_can_be_asked_for_and_no_other(tmp_path: Path) -> None:
+    config = load(
+        tmp_path, MINIMAL, f"search={{methods: [{', '.join(METHODS)}], budget: {{evaluations: 2}}}}",
+        "checkpoints={files: [a.pt], base: b.pt}",
+    )  # fmt: skip
+    assert config.search.methods == METHODS
+    assert set(METHODS) == set(RUN)
 
 
 def test_without_training_images_the_averaged_policy_loads(tmp_path: Path) -> None:

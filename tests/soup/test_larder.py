@@ -197,12 +197,13 @@ def share(folder: Path, count: int) -> None:
 
 def test_shared_images_are_refused_above_max_overlap_and_listed_below_it(small: Path, tmp_path: Path) -> None:
     share(small, 13)
-    splits = load_data(config_of(small), ("train", "val", "test"), cache=tmp_path, progress=silent)
+    config, stricter = (config_of(small, f"data.max_overlap={share}") for share in (0.1, 0.0999))
+    splits = load_data(config, ("train", "val", "test"), cache=tmp_path, progress=silent)
     line = "data.val and data.test share 13 images (10.00% of the smaller), as '0' = '0'"
     with pytest.raises(SoupError) as caught:
-        find_overlaps(splits, max_overlap=0.0999)
+        find_overlaps(stricter, splits)
     assert str(caught.value) == f"{line}, more than data.max_overlap = 0.0999. Split them anew."
-    assert find_overlaps(splits, max_overlap=0.1) == (line,)
+    assert find_overlaps(config, splits) == (line,)
 
 
 def test_the_record_of_a_split_holds_its_list_and_its_groups(small: Path, tmp_path: Path) -> None:

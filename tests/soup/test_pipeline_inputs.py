@@ -85,7 +85,7 @@ def test_a_model_without_batchnorm_passes_through_and_the_report_says_so(
     assert (result.record.winner.method, result.record.winner.bn_policy) == ("uniform", "averaged")
     assert recipe_of(result)["bn"] == {"policy": "averaged"}
     assert [hop.name for hop in result.record.hops] == ["best single → soup"]
-    assert result.record.batchnorm_layers == result.record.images["recalibration"] == 0
+    assert result.record.batchnorm_layers == result.record.cost.forwarded.get("recalibration", 0) == 0
     assert "## BatchNorm" not in report_of(result)
 
 
@@ -161,11 +161,11 @@ def interrupting(stage: str, done: int) -> Callable[[str, int, int], None]:
 def test_an_interrupt_leaves_nothing_half_written(
     slim: Path, build_at: Build, tmp_path: Path, stage: str, done: int
 ) -> None:
-    """Only the decoded images stay, whole, for the next build to reuse."""
+    """Only the decoded images and the ledger stay, whole, for the next build to reuse."""
     with pytest.raises(KeyboardInterrupt):
         build_at(slim, tmp_path / "out", progress=interrupting(stage, done))
     left = {path.name for path in (tmp_path / "out").iterdir()} if (tmp_path / "out").exists() else set()
-    assert left <= {"cache"}
+    assert left <= {"cache", "ledger.sqlite"}
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(STAGING_PREFIX)]
     assert not [path for path in slim.rglob("*") if path.name.startswith(STAGING_PREFIX)]
 
@@ -174,7 +174,12 @@ def test_a_build_that_fails_leaves_the_earlier_one_as_it_was(
     small: Path, build_at: Build, slim_built: BuildResult, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(slim_built.folder, tmp_path / "out"))
-    before = {path: sha256_file(path) for path in out.iterdir() if path.is_file()}
+    (out / "ledger.sqlite").unlink()  # nothing would be scored with it
+
+    def files() -> dict[Path, str]:
+        return {path: sha256_file(path) for path in out.iterdir() if path.is_file() and path.name != "ledger.sqlite"}
+
+    before = files()
     with pytest.raises(KeyboardInterrupt):
         build_at(small, out, progress=interrupting("scoring", 100))
 
@@ -184,7 +189,7 @@ def test_a_build_that_fails_leaves_the_earlier_one_as_it_was(
 
     with pytest.raises(SoupError, match="changed since it was checked"):
         build_at(small, out, progress=trainer)
-    assert {path: sha256_file(path) for path in out.iterdir() if path.is_file()} == before
+    assert files() == before
     assert read_build(out).record.state_sha256 == slim_built.record.state_sha256
 
 

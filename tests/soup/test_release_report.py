@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from exporters.latency import Latency
-from soup.build_folder import Difference, Hop, Outputs
+from soup.build_folder import Hop, Outputs
 from soup.gates import Check, Exit, Verdict
 from soup.proof import Findings, Proof
 from soup.release_report import Heading, write_reports
+from soup.search_records import Difference
 from soup.tasks import metric_named
 
 HEADING = Heading(

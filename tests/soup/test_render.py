@@ -16,7 +16,7 @@ import pytest
 from exporters.latency import Latency
 from exporters.runtimes import RuntimeInfo
 from soup import render
-from soup.build_folder import BuildRecord, Difference, Hop, Ingredient, Model, Outputs
+from soup.build_folder import BuildRecord, Hop, Ingredient, Model, Outputs
 from soup.doctor import Ability, Facts
 from soup.gates import Check, Exit
 from soup.inspect import Inspection
@@ -24,6 +24,7 @@ from soup.pipeline import BuildResult
 from soup.progress import plain_lines, progress
 from soup.proof import Findings
 from soup.release import BenchResult, VerifyResult
+from soup.search_records import Answer, Cost, Difference, Explanation
 from soup.ship import ExportResult
 from soup.starter import InitResult
 
@@ -55,14 +56,26 @@ RECORD = BuildRecord(
     best_single=Model("single", {A: 1.0}, "own", 0.8833, None),
     winner=Model("greedy", {A: 1.0, B: 1.0}, "recalibrated", 0.8895, None), policies={}, batchnorm_layers=2,
     convergence=None, judged_on="val", comparison=GAINED, hops=(), checks=(CHECKS[-1],), state_sha256=A, files={},
-    images={}, seconds=61.4,
+    answers=(Answer("single", {A: 1.0}, 0.8833, None), Answer("greedy", {A: 1.0, B: 1.0}, 0.8895, None)),
+    cost=Cost({"singles": 400, "candidates": 64, "judging": 600}, {"singles": 200}, {"singles": 800, "candidates": 400},
+              "torch"),
+    optimism=None, explanation=None, seconds=61.4,
 )  # fmt: skip
+ALONE = replace(
+    RECORD, set_aside=(), notes=(), checks=(), winner=RECORD.best_single,
+    explanation=Explanation(causes=("Independent initialisation: the cosine is 0.02.", "A barrier: 12.00 %.")),
+)  # fmt: skip
+ANEW = (
+    "epoch-3.pt (own, val): batchnorm.samples was 1000, is 500",
+    *(f"epoch-{number}.pt (own, val): never evaluated" for number in range(4, 9)),
+)
 INFO = RuntimeInfo("onnxruntime", "1.31.1", "CPUExecutionProvider", "AMD EPYC")
 FOUND = Findings(HOPS, CHECKS, latency={"model.onnx": LATENCY}, notes=["exported by the dynamo exporter"])
 SEALED = replace(HASHES[0], verdict="fail", message="'model.onnx' has SHA-256 aaaaaaaaaaaa…, expected bbbbbbbbbbbb…")
 RESULTS: list[tuple[str, object, Exit]] = [
     ("init", InitResult(Path("val.yaml")), Exit.OK),
     ("build", BuildResult(Path("soup-out"), RECORD, (), Exit.UNDECIDED), Exit.UNDECIDED),
+    ("build", BuildResult(Path("soup-out"), ALONE, (), Exit.OK, ANEW, True), Exit.OK),
     ("export", ExportResult(Path("soup-out/release"), "c" * 64, {"manifest.json": 9, "model.onnx": 99}, "%", FOUND,
                             Exit.BUILD), Exit.BUILD),
     ("verify", VerifyResult(Path("release"), "c" * 64, "accuracy", "%", {"torch": 0.9375, "model.onnx": None},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,12 @@ from calib.samples import list_sha256
 from soup.average import cook
 from soup.checkpoint import load_state, read_checkpoint, state_sha256
 from soup.config import load_config
+from soup.evaluate import evaluate
 from soup.larder import gather, load_data
-from soup.models import build_model
+from soup.models import build_model, load, torch_predict
 from soup.pipeline import BuildResult, open_kitchen
-from soup.score import Kitchen, write_soup
+from soup.score import Kitchen
+from soup.serving import write_soup
 from soup.tensors import StateDict
 
 Open = Callable[..., Kitchen]
@@ -34,7 +35,7 @@ def open_at(tmp_path: Path) -> Open:
         """Shows nothing."""
 
     def run(folder: Path, *overrides: str) -> Kitchen:
-        config = load_config(folder / "val.yaml", overrides=overrides)
+        config = load_config(folder / "val.yaml", overrides=("search.backend=torch", *overrides))
         larder = gather(config, exclude=None, progress=silent)
         splits = load_data(config, ("train", "val", "test"), cache=tmp_path / "cache", progress=silent)
         return open_kitchen(config, larder, splits, progress=silent)
@@ -77,7 +78,7 @@ def test_a_single_is_scored_with_its_own_statistics_as_plain_torch_scores_it(sli
         assert evaluation.value == accuracy(model, slim, "val")
         assert evaluation.per_sample["correct"].shape == (150,)
         assert evaluation.seen.all()
-    assert kitchen.images == {"evaluation": 450, "recalibration": 0}
+    assert kitchen.images == {"singles": 450}
 
 
 def test_a_soup_is_scored_as_averaged_weights_with_statistics_measured_on_the_drawn_images(
@@ -134,7 +135,6 @@ def test_a_candidate_is_measured_once_and_loaded_again_with_the_statistics_that_
     weights = equal(kitchen)
     kitchen.score(weights, None)
     scored = state_sha256(kitchen.state())
-    kitchen.calibration = dataclasses.replace(kitchen.calibration, order=np.arange(10))  # type: ignore[type-var]
     kitchen.score({next(iter(weights)): 1.0}, None)
     kitchen.prepare(weights, "recalibrated")
     assert state_sha256(kitchen.state()) == scored
@@ -145,22 +145,26 @@ def test_a_candidate_that_comes_twice_is_evaluated_once(slim: Path, open_at: Ope
     kitchen = open_at(slim)
     weights = equal(kitchen)
     assert kitchen.score(weights, None) is kitchen.score(dict(reversed(weights.items())), None)
-    assert kitchen.images == {"evaluation": 150, "recalibration": 250}
+    assert kitchen.images == {"candidates": 150, "recalibration": 250}
 
 
-def test_outputs_are_kept_of_the_best_single_and_the_best_soup_alone(slim: Path, open_at: Open) -> None:
-    kitchen = open_at(slim)
+def test_outputs_are_left_to_the_ledger_and_made_again_where_it_could_not_keep_them(
+    slim: Path, open_at: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kitchen, weights = open_at(slim), {}
     for sha in kitchen.ingredients:
-        kitchen.score({sha: 1.0}, None)
-    for count in (2, 3):
-        kitchen.score(equal(kitchen, count), None)
-    for single in (True, False):
-        peers = [one for key, one in kitchen.known.items() if (len(key) == 1) == single]
-        kept = [one for one in peers if one.outputs is not None]
-        assert [one.value for one in kept] == [max(one.value or 0 for one in peers)]
-    forgotten = next(dict(key) for key, one in kitchen.known.items() if one.outputs is None)
-    kitchen.prepare(forgotten, kitchen.policy_for(forgotten))
-    assert kitchen.with_outputs(forgotten).outputs is not None
+        weights = {sha: 1.0}
+        assert kitchen.score(weights, None).outputs is None
+    kept = kitchen.with_outputs(weights, "own", kitchen.val)
+    assert kitchen.images == {"singles": 450}
+    monkeypatch.setattr("soup.ledger.LARGEST_OUTPUTS_BYTES", 0)
+    forgetful = open_at(slim)
+    forgetful.score(weights, None)
+    again = forgetful.with_outputs(weights, "own", forgetful.val)
+    assert forgetful.images == {"singles": 150, "judging": 150}
+    assert again.outputs is not None
+    assert kept.outputs is not None
+    np.testing.assert_array_equal(again.outputs["output"], kept.outputs["output"])
 
 
 def test_the_calibration_list_is_hashed_by_content_and_order(slim: Path, open_at: Open) -> None:
@@ -200,13 +204,14 @@ def test_what_is_written_is_what_was_evaluated(
     kitchen = open_at(slim, f"checkpoints.dtype={dtype}")
     weights = equal(kitchen)
     measured = kitchen.prepare(weights, policy)  # type: ignore[arg-type]
-    state, scored = kitchen.state(), kitchen.evaluate(kitchen.val, keep_outputs=True)
+    state, scored = kitchen.state(), kitchen.with_outputs(weights, policy, kitchen.val)  # type: ignore[arg-type]
     write_soup(tmp_path / "soup.safetensors", kitchen, weights, state=state, measured=measured)
     written = load_state(read_checkpoint(tmp_path / "soup.safetensors"))
     assert state_sha256(written) == state_sha256(state)
     fresh = open_at(slim)
-    fresh.load(written)
-    outputs = fresh.evaluate(fresh.val, keep_outputs=True).outputs
+    load(fresh.model, written)
+    predict = torch_predict(fresh.model, device=fresh.device)
+    outputs = evaluate(predict, fresh.val, fresh.metric, keep_outputs=True).outputs
     assert outputs is not None
     assert scored.outputs is not None
     np.testing.assert_array_equal(outputs["output"], scored.outputs["output"])

@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soup import SoupError
 from soup.evaluate import Evaluation
-from soup.search import Rule, Score, search
+from soup.search import Aids, search
+from soup.trials import Rule, Score
 
 
 def score_of(value: Callable[[frozenset[str]], float]) -> Score:
@@ -114,3 +117,32 @@ def test_min_gain_makes_acceptance_stricter() -> None:
     score = score_of(lambda chosen: 0.5 + 0.01 * len(chosen))
     assert len(run(["a", "b"], score, methods=("greedy",), min_gain=0.02).winner.weights) == 1
     assert len(run(["a", "b"], score, methods=("greedy",), min_gain=0.005).winner.weights) == 2
+
+
+def test_where_a_method_fits_on_val_all_compete_on_what_no_fit_has_seen() -> None:
+    """The fitted soup looks best on all of val, the uniform one on the part that was kept apart."""
+    values = {frozenset("a"): 0.5, frozenset("b"): 0.4, frozenset("ab"): 0.6}
+
+    def score(weights: Mapping[str, object], bar: object) -> Evaluation:
+        fitted = any(weight != 1.0 for weight in weights.values())
+        whole, apart = (0.9, 0.1) if fitted else (values[frozenset(weights)], 0.5 + len(weights) / 100)
+        return Evaluation(1, np.ones(1, bool), {"apart": np.array([apart])}, whole, None)
+
+    aids = Aids(
+        learn=lambda per_layer: {"a": 0.75, "b": 0.25},
+        competing=lambda evaluation: float(evaluation.per_sample["apart"][0]),
+    )
+    found = search(list("ab"), score, methods=("uniform", "learned"), rule=Rule(True), aids=aids)
+    assert found.winner.method == "uniform"
+    assert found.values == (0.51, 0.52, 0.1)
+    assert search(list("ab"), score, methods=("uniform",), rule=Rule(True), aids=aids).values == (0.5, 0.6)
+
+
+def test_a_method_that_orders_by_epoch_says_so_where_none_is_recorded() -> None:
+    with pytest.raises(SoupError, match="'last_k' orders checkpoints by epoch, which not all of these recorded"):
+        run(["a", "b"], planted({"a"}), methods=("last_k",))
+
+
+def test_a_method_named_twice_runs_once() -> None:
+    found = run(["a", "b"], planted({"a"}), methods=("uniform", "uniform"))
+    assert [answer.method for answer in found.answers] == ["single", "uniform"]

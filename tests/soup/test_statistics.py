@@ -103,6 +103,16 @@ def test_clustered_noise_is_not_called_better_more_often_than_stated(monkeypatch
     assert alone / 300 > 0.08
 
 
+def test_identical_frames_are_judged_as_if_each_clip_were_one_sample():
+    """The design effect of ten identical frames is ten, up to k/(k-1): Tango's interval of the clips themselves."""
+    after, before = right_or_wrong(6, 1, 33)
+    clips = paired_difference(after, before)
+    frames = paired_difference(after.repeat(10), before.repeat(10), groups=np.arange(40).repeat(10))
+    assert frames.low <= clips.low + 0.002
+    assert frames.high >= clips.high - 0.002
+    assert paired_difference(after.repeat(10), before.repeat(10)).low > clips.low
+
+
 @pytest.mark.parametrize("n", [4, 10, 40])
 def test_the_bootstrap_of_few_real_scores_covers_like_students_t(n, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 500)

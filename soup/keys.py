@@ -1,0 +1,36 @@
+"""All that a result depends on beside weights, statistics and samples: what an entry of the ledger is known by."""
+
+from __future__ import annotations
+
+from soup.callables import resolve
+from soup.config import Config
+from soup.decoded import FORMAT
+from soup.larder import preprocess_of
+from soup.preprocess import backend_version
+from soup.provenance import code_facts, machine_facts
+
+
+def run_facts(config: Config, *, device: str) -> dict[str, object]:
+    """Facts of this configuration on this machine, as JSON can hold them; the callables must have been resolved."""
+    specs = [config.model, config.data.train, config.data.val, config.data.test]
+    callables = [resolve(spec, folder=config.folder) for spec in specs if spec and _is_code(spec, config)]
+    preprocess = preprocess_of(config)
+    return {
+        "model": config.model,
+        "model_args": dict(config.model_args),
+        "code": code_facts(callables, folder=config.folder),
+        "machine": machine_facts(),
+        "task": config.task,
+        "preprocess": None if config.preprocess is None else config.preprocess.model_dump(mode="json"),
+        "image_library": None if preprocess is None else backend_version(preprocess.backend),
+        "decoding": FORMAT,
+        "checkpoints": {"dtype": config.checkpoints.dtype, "use": config.checkpoints.use},
+        "device": device,
+        "precision": "float32",
+        "memory_format": "channels_last",
+    }
+
+
+def _is_code(spec: str, config: Config) -> bool:
+    library = spec.partition(":")[0] in ("torchvision", "timm")
+    return ":" in spec and not library and not (config.folder / spec).exists()
