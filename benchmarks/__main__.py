@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import averaging, batchnorm, search
+from benchmarks import averaging, batchnorm, growth, search
 from exporters.runtimes import device_name
 from soup.doctor import versions
 from soup.report import table
@@ -43,6 +43,8 @@ def sections(*, quick: bool) -> Iterator[str]:
     yield f"Measured {date.today().isoformat()} on {cores} cores of {device_name()}, no GPU; {libraries}."
     yield from averaging_section(averaging.run(quick=quick))
     yield from search_section(search.run(quick=quick))
+    if not quick:
+        yield from growth_section(growth.run())
     yield from batchnorm_section(batchnorm.run(quick=quick))
 
 
@@ -53,13 +55,22 @@ def averaging_section(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def search_section(result: Mapping[str, Any]) -> Iterator[str]:
-    """soup build beside the textbook loop."""
-    same = "the same accepted set" if result["same_accepted_set"] else "DIFFERENT accepted sets"
-    yield (
-        f"**Greedy search** ({facts(result['setting'])}): {same} ({result['accepted']} checkpoints), "
-        f"{result['ratio']:.2f} times as fast"
-    )
-    yield rows_table(result["rows"])
+    """soup build beside the textbook loop, and what each method ships with."""
+    for task in result["tasks"]:
+        same = "the same accepted set" if task["same_accepted_set"] else "DIFFERENT accepted sets"
+        yield (
+            f"**Search, task {task['task']}** ({facts(result['setting'])}): {same} ({task['accepted']} checkpoints), "
+            f"in {task['ratio']:.2f} of the textbook's time; candidates on {task['backend']}"
+        )
+        yield rows_table(task["rows"])
+        yield rows_table(task["accuracy"])
+
+
+def growth_section(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Images as shares of the textbook's, and the power of K that they grow with."""
+    yield "**Growth of the search** (images as shares of the textbook's, on per-sample results that are kept)"
+    yield rows_table(rows)
+    yield rows_table(growth.exponents(rows))
 
 
 def batchnorm_section(result: Mapping[str, Any]) -> Iterator[str]:
