@@ -35,7 +35,7 @@ search: {{methods: [greedy]}}
 batchnorm: {{samples: 500, batch: 100}}
 explain: {{contributions: false, ensemble: false, line: 0}}
 """
-METHODS = ("uniform", "greedy", "greedy_repeated", "pruned", "ranked", "learned", "learned_layers")
+METHODS = ("uniform", "greedy", "greedy_repeated", "ranked", "learned_layers")
 
 
 def run(*, quick: bool = False, count: int = 12, rounds: int = 1) -> dict[str, Any]:

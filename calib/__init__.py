@@ -13,3 +13,7 @@ class CalibError(Exception):
     def __init__(self, message: str, *, kind: Kind = "input") -> None:
         super().__init__(message)
         self.kind: Kind = kind
+
+
+class DivergedError(CalibError):
+    """A network whose activations, or their statistics, are no finite numbers: its weights may have gone astray."""

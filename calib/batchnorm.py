@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # private, but the one ancestor of all kinds, timm's included
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from calib import CalibError
+from calib import CalibError, DivergedError
 from calib.moments import Moments, distance, pool, rounded_once
 from calib.received import recorded
 
@@ -239,7 +239,7 @@ def _check(calls: Sequence[tuple[str, Moments]], index: int) -> None:
             raise CalibError(f"{where} {received.count} value per channel, expected 2 or more. {advice}")
         if not np.isfinite(received.squares).all():
             advice = "Look for a bad image in this batch, or for weights that overflow."
-            raise CalibError(f"{where} NaN or Inf, expected finite activations. {advice}")
+            raise DivergedError(f"{where} NaN or Inf, expected finite activations. {advice}")
 
 
 def _pool_batches(measured: Sequence[BatchMoments]) -> dict[str, Moments]:
@@ -260,9 +260,9 @@ def _write(name: str, layer: _BatchNorm, *, received: Moments, batches: int) -> 
         target = layer.get_buffer(buffer)
         rounded = rounded_once(exact, target.dtype)
         if not rounded.isfinite().all():
-            raise CalibError(
+            raise DivergedError(
                 f"BatchNorm '{name}': {buffer} reaches {np.abs(exact).max():.3g}, expected a number that "
-                f"{target.dtype} holds. Keep the buffers of BatchNorm in float32."
+                f"{target.dtype} holds. Look for weights that overflow, or keep the buffers of BatchNorm in float32."
             )
         target.copy_(rounded)
     if layer.num_batches_tracked is not None:

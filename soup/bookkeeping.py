@@ -28,7 +28,7 @@ from soup.optimism import optimism
 from soup.score import Kitchen, Policy
 from soup.search import Found
 from soup.search_records import Answer, Cost, Explanation, OptimismRecord, TrialRecord, difference_record
-from soup.statistics import Interval
+from soup.statistics import FEWEST_UNITS, Interval
 from soup.trials import Trial
 from soup.weights import Weights
 
@@ -124,7 +124,9 @@ def optimism_of(kitchen: Kitchen, found: Found) -> OptimismRecord | None:
     """How much too good val looks for the best of all candidates that were measured to the end there."""
     finished = [one.evaluation for one in (*found.singles, *found.trials) if not math.isnan(one.value)]
     distinct = {id(one): one.per_sample for one in finished}
-    if len(distinct) < 2:
+    groups = kitchen.val.groups
+    units = len(kitchen.val) if groups is None else len(np.unique(groups))
+    if len(distinct) < 2 or units < FEWEST_UNITS:
         return None
     metric = kitchen.metric
     told = optimism(
@@ -185,7 +187,7 @@ def build_record(
         class_names=splits["val"].class_names,
         ingredients=tuple(_ingredient(trial, larder, config) for trial in found.singles),
         set_aside=larder.set_aside,
-        notes=(*notes_of(larder, kitchen, splits), *not_finite(found, larder, config)),
+        notes=(*notes_of(larder, kitchen, splits), *not_finite(found, larder, config), *kitchen.astray),
         splits={name: split_record(split) for name, split in splits.items()},
         overlaps=tuple(overlaps),
         best_single=Model(
@@ -243,7 +245,7 @@ def _trial(trial: Trial, kitchen: Kitchen, *, against: Evaluation | None, distan
     return TrialRecord(
         trial.method, trial.added, tuple(sorted(trial.weights)), _value(evaluation), bound,
         int(evaluation.seen.sum()), trial.kept, trial.reason, difference, _fragile(trial, kitchen, against),
-        distance, None if plain else trial.weights,
+        distance, None if plain else trial.weights, trial.label,
     )  # fmt: skip
 
 

@@ -211,6 +211,9 @@ def cost_sentence(cost: Cost) -> str:
     return f"The search forwarded {used:,} images where the textbook loop takes {textbook:,}{share}, {reused:,} reused"
 
 
+_FEW_NAMES = 3  # of a candidate's ingredients that its row names
+
+
 def _is_winner(record: BuildRecord, answer: Answer) -> bool:
     return answer.method == record.winner.method and answer.weights == record.winner.weights
 
@@ -220,7 +223,12 @@ def _change(trial: TrialRecord, paths: Mapping[str, str]) -> str:
     if trial.added is not None:
         sign = "− " if trial.method == "pruned" else "+ " if len(trial.ingredients) > 1 else ""
         return sign + code(paths.get(trial.added, "base"))
-    weights = trial.weights or {}
+    if trial.label:
+        return plain(trial.label)
+    if trial.weights is None:
+        few = len(trial.ingredients) <= _FEW_NAMES and trial.method != "uniform"
+        return " + ".join(code(paths.get(sha, "base")) for sha in trial.ingredients) if few else NONE
+    weights = trial.weights
     plain_weights = {sha: weight for sha, weight in weights.items() if not isinstance(weight, Mapping)}
     if len(plain_weights) < len(weights):
         return "weighted by layer"

@@ -184,7 +184,12 @@ def _base(config: Config, ingredients: Mapping[str, Checkpoint], *, table: Table
     if config.checkpoints.base is None:
         return None
     path = config.resolve(config.checkpoints.base)
-    base = with_names(read_checkpoint(path, use=config.checkpoints.use, drop=config.checkpoints.drop), table)
+    try:
+        read = read_checkpoint(path, use=config.checkpoints.use, drop=config.checkpoints.drop)
+    except SoupError as error:  # its advice is for one of checkpoints.files
+        reason = str(error).replace("Leave it out of checkpoints.files.", "Name another checkpoint.")
+        raise SoupError(f"checkpoints.base: {reason}", kind=error.kind) from error
+    base = with_names(read, table)
     if base.sha256 in ingredients:
         raise SoupError(
             f"checkpoints.base: '{path}' is one of checkpoints.files too, expected the model that they were fine-tuned "

@@ -64,7 +64,7 @@ def pruned(names: Sequence[str], score: Score, rule: Rule) -> Tried:
     current = replace(current, method="pruned")
     trials = [current]
     while len(current.weights) > 2:
-        best = current
+        best, tried = current, len(trials)
         for name in reversed([name for name in names if name in current.weights]):
             weights = {other: 1.0 for other in current.weights if other != name}
             if best is current:
@@ -75,6 +75,10 @@ def pruned(names: Sequence[str], score: Score, rule: Rule) -> Tried:
             best = trial if trial.kept else best
         if best is current:
             break
+        # Which one was the best in passing depends on the order: of a round, only its winner is kept.
+        passing = [one for one in trials[tried:] if one.kept and one is not best]
+        for one in passing:
+            trials[trials.index(one)] = replace(one, kept=False, reason="worse")
         current = best
     return trials, current
 
@@ -87,7 +91,8 @@ def last_k(trajectory: Sequence[str], score: Score, rule: Rule) -> Tried:
     latest k checkpoints (Kaddour 2022, arXiv 2209.14981); here k is chosen afterwards.
     """
     sizes = range(min(2, len(trajectory)), len(trajectory) + 1)
-    return best_of("last_k", [dict.fromkeys(trajectory[-size:], 1.0) for size in sizes], score, rule)
+    labels = [f"last {size}" for size in sizes]
+    return best_of("last_k", [dict.fromkeys(trajectory[-size:], 1.0) for size in sizes], score, rule, labels=labels)
 
 
 def ema(trajectory: Sequence[str], score: Score, rule: Rule, *, decays: Sequence[float] = DECAYS) -> Tried:
@@ -104,7 +109,7 @@ def ema(trajectory: Sequence[str], score: Score, rule: Rule, *, decays: Sequence
         raise ValueError(f"decays {tuple(decays)}, expected each above 0 and at most 1")
     ages = range(len(trajectory) - 1, -1, -1)
     soups = [{name: decay**age for name, age in zip(trajectory, ages, strict=True)} for decay in decays]
-    return best_of("ema", soups, score, rule)
+    return best_of("ema", soups, score, rule, labels=[f"decay {decay:g}" for decay in decays])
 
 
 def wise_ft(base: str, towards: Weights, score: Score, rule: Rule, *, alphas: Sequence[float] = ALPHAS) -> Tried:
@@ -116,7 +121,8 @@ def wise_ft(base: str, towards: Weights, score: Score, rule: Rule, *, alphas: Se
     """
     if not all(0 <= alpha <= 1 for alpha in alphas):
         raise ValueError(f"alphas {tuple(alphas)}, expected each from 0 to 1")
-    return best_of("wise_ft", [_interpolated(base, towards, alpha) for alpha in alphas], score, rule)
+    labels = [f"α {alpha:g}" for alpha in alphas]
+    return best_of("wise_ft", [_interpolated(base, towards, one) for one in alphas], score, rule, labels=labels)
 
 
 def model_stock(weights: Weights, score: Score, rule: Rule) -> Tried:
@@ -127,7 +133,9 @@ def model_stock(weights: Weights, score: Score, rule: Rule) -> Tried:
     return best_of("model_stock", [weights], score, rule)
 
 
-def best_of(method: str, candidates: Iterable[Weights], score: Score, rule: Rule) -> Tried:
+def best_of(
+    method: str, candidates: Iterable[Weights], score: Score, rule: Rule, *, labels: Sequence[str] = ()
+) -> Tried:
     """Score one after the other, and keep what `rule` accepts in the place of the best so far; copies are left out.
 
     The first is measured to the end, and what starts without a score gives way to whatever has one. A candidate is
@@ -135,11 +143,12 @@ def best_of(method: str, candidates: Iterable[Weights], score: Score, rule: Rule
     """
     trials: list[Trial] = []
     current: Trial | None = None
-    for weights in candidates:
+    for place, weights in enumerate(candidates):
         if any(weights == trial.weights for trial in trials):
             continue
         incumbent = None if current is None else current.evaluation
-        trials.append(_tried(method, weights, incumbent, score, rule))
+        trial = _tried(method, weights, incumbent, score, rule)
+        trials.append(replace(trial, label=labels[place]) if labels else trial)
         current = trials[-1] if current is None or trials[-1].kept else current
     if current is None:
         raise ValueError(f"{method}: there is no candidate to score")

@@ -35,6 +35,13 @@ def build_model(spec: str, args: Mapping[str, object], *, folder: Path) -> nn.Mo
         raise SoupError(
             f"model '{spec}': '{lazy[0]}' is lazy, expected a tensor of known shape. Run it on an image first."
         )
+    tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    own = {name for name, _ in tensors}
+    if renamed := sorted(model.state_dict().keys() - own):
+        raise SoupError(
+            f"model '{spec}': its state_dict has '{renamed[0]}', expected only the names of its parameters and "
+            "buffers. Return the network inside, or remove its own state_dict and get_extra_state."
+        )
     return model.eval()
 
 

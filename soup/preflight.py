@@ -148,6 +148,8 @@ def _scan(item: Checkpoint, first: Checkpoint) -> _Scan:
         if bad := int(values.numel() - values.isfinite().sum()):
             what = f"tensor '{name}' holds NaN or Inf in {bad} of {values.numel()} values."
             return _Scan((what,), math.nan, math.nan, math.nan)
+        if name.endswith("running_var") and bool((values < 0).any()):
+            problems.append(f"tensor '{name}' holds a variance below zero, whose root is no number.")
         if _is_pruning_mask(name, item) and not torch.equal(values, others):
             problems.append(f"mask '{name}' is not that of '{first.path}', and {_NOT_SPARSE}")
         if tensor.ndim > 1:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from calib import CalibError
+from calib import CalibError, DivergedError
 from calib.batchnorm import Recalibration, recalibrate
 from calib.samples import list_sha256
 from soup import Progress, SoupError
+from soup.checkpoint import Checkpoint
 from soup.data import Split
 from soup.models import to_device
 from soup.sources import several
+from soup.weights import Weights
+
+
+class AstrayError(SoupError):
+    """A candidate whose activations are no finite numbers: it has no score, and others may have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +56,15 @@ def recalibrated(
     try:
         return recalibrate(model, batches(), device=device)
     except CalibError as error:
-        raise SoupError(f"the average of {several(paths)}: {error}", kind=error.kind) from error
+        kind = AstrayError if isinstance(error, DivergedError) else SoupError
+        raise kind(f"the average of {several(paths)}: {error}", kind=error.kind) from error
+
+
+def shown_weights(weights: Weights, ingredients: Mapping[str, Checkpoint]) -> str:
+    """A candidate in words: its files, with their weights where they are not all one."""
+    plain = all(weight == 1 for weight in weights.values())
+    names = [
+        ingredients[sha].path.name + ("" if plain else f" × {weight:g}" if isinstance(weight, float) else " by layer")
+        for sha, weight in weights.items()
+    ]
+    return several(names)

@@ -130,7 +130,7 @@ def _reuse(result: BuildResult) -> Iterator[str]:
             yield from (f"anew         {one}: {reason}" for one in asked)
         else:
             yield f"anew         {'; '.join(asked[:_FEW])}; and {rest} more: {reason}"
-    yield f"reused       {sum(result.record.cost.reused.values()):,} images of the ledger's evaluations"
+    yield f"reused       {sum(result.record.cost.reused.values()):,} images that an earlier build had asked"
 
 
 def _recook(result: Recooked) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,9 +22,8 @@ from soup.data import Split
 from soup.evaluate import Evaluation, Memory, evaluate
 from soup.ledger import Key, Ledger
 from soup.models import load, torch_predict
-from soup.recalibration import Calibration, recalibrated
+from soup.recalibration import AstrayError, Calibration, recalibrated, shown_weights
 from soup.runner import Runner
-from soup.sources import several
 from soup.tasks import Metric
 from soup.trials import Bar, Rule
 from soup.weights import Weights, weights_key
@@ -60,6 +60,8 @@ class Kitchen:
     images: dict[str, int] = field(default_factory=dict)
     reused: dict[str, int] = field(default_factory=dict)
     why: list[str] = field(default_factory=list)
+    astray: list[str] = field(default_factory=list)  # candidates without a score, and why
+    fresh: set[str] = field(default_factory=set)  # what the ledger was given in this build
     stored: dict[str, torch.dtype] = field(default_factory=dict)
     hashes: dict[tuple[object, ...], str] = field(default_factory=dict)
     samples: dict[str, dict[str, object]] = field(default_factory=dict)
@@ -73,7 +75,12 @@ class Kitchen:
         if earlier is None or earlier.value is None:
             start = None if earlier is None else earlier.seen
             phase: Phase = "singles" if policy == "own" else "candidates"
-            self.known[key] = self.measure(weights, policy, self.val, phase=phase, bar=bar, start=start)
+            try:
+                self.known[key] = self.measure(weights, policy, self.val, phase=phase, bar=bar, start=start)
+            except AstrayError as error:
+                self.astray.append(str(error))
+                nothing = np.zeros(len(self.val), bool)
+                self.known[key] = Evaluation(len(self.val), nothing, {}, None, math.nan)
         return self.known[key]
 
     def measure(
@@ -87,7 +94,9 @@ class Kitchen:
         key = self.evaluation_key(weights, policy, split)
         earlier, kept = self.ledger.evaluation(key), None
         if earlier is None:
-            self.why.append(f"{_shown(weights, self.ingredients)} ({policy}, {split.name}): {self.ledger.why_not(key)}")
+            self.why.append(
+                f"{shown_weights(weights, self.ingredients)} ({policy}, {split.name}): {self.ledger.why_not(key)}"
+            )
             memory = Memory(np.zeros(len(split), bool))
         else:
             kept = self.ledger.outputs(key)
@@ -95,7 +104,9 @@ class Kitchen:
         asked = _Asked(self, weights, policy, split, phase, key, memory, earlier is None or kept is not None)
         found = asked.evaluate(bar, start)
         before = 0 if start is None else int(start.sum())
-        self.reused[phase] = self.reused.get(phase, 0) + int(found.seen.sum()) - before - asked.images
+        if key.sha256 not in self.fresh:
+            self.reused[phase] = self.reused.get(phase, 0) + int(found.seen.sum()) - before - asked.images
+        self.fresh |= {key.sha256} if asked.images else set()
         return found
 
     def score_in_full(self, weights: Weights, bar: Bar | None) -> Evaluation:
@@ -131,7 +142,7 @@ class Kitchen:
         self.loaded = None
         for name, tensor in buffers.items():
             self.model.get_buffer(name).copy_(tensor)
-            del self.stored[name]
+            self.stored.pop(name, None)
         self.loaded = (weights_key(weights), policy)
         return done
 
@@ -284,16 +295,6 @@ class _Asked:
 def _no_wider(dtype: torch.dtype, own: torch.dtype) -> torch.dtype:
     """What a tensor is stored as: as it was averaged, but not wider than the network that was scored with it."""
     return dtype if torch.promote_types(dtype, own) == own else own
-
-
-def _shown(weights: Weights, ingredients: Mapping[str, Checkpoint]) -> str:
-    """A candidate in words: its files, with their weights where they are not all one."""
-    plain = all(weight == 1 for weight in weights.values())
-    names = [
-        ingredients[sha].path.name + ("" if plain else f" × {weight:g}" if isinstance(weight, float) else " by layer")
-        for sha, weight in weights.items()
-    ]
-    return several(names)
 
 
 _RECALIBRATION = TypeAdapter(Recalibration)

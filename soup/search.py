@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -87,7 +88,10 @@ def search(
             trials += tried
             run.answers.append(answer)
     fitted = aids.competing if set(methods) & set(FITTED) else None
-    values = [answer.value if fitted is None else fitted(answer.evaluation) for answer in run.answers]
+    values = [
+        answer.value if fitted is None or math.isnan(answer.value) else fitted(answer.evaluation)
+        for answer in run.answers
+    ]
     places = range(len(values))
     winner = min(places, key=lambda place: (rule.rank(values[place]), -len(run.answers[place].weights)))
     return Found(singles.listed(), tuple(trials), tuple(run.answers), tuple(values), run.answers[winner])

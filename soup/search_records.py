@@ -46,6 +46,7 @@ class TrialRecord:
     fragile: bool = False
     distance: float | None = None
     weights: Shares | None = None  # where they are not all equal
+    label: str = ""  # what tells it from the other candidates of its method
 
 
 @dataclass(frozen=True, slots=True)

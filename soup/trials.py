@@ -41,6 +41,7 @@ class Trial:
     reason: Reason
     added: str | None = None
     bar: Bar | None = None
+    label: str = ""  # what tells it from the other candidates of its method: "α 0.4", "last 3"
 
     @property
     def value(self) -> float:

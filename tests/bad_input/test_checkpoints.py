@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from soup.build_folder import read_build
+from soup.files import sha256_file
 
 from .conftest import Accepted, Refused
 
@@ -151,16 +153,19 @@ def test_a_checkpoint_that_breaks_off_numbers_does_not_win(project: Path, accept
     assert not any("epoch-3" in line for line in stdout.splitlines() if line.startswith("The "))
 
 
-def test_an_average_that_overflows_in_recalibration_is_told_with_its_checkpoints(
-    project: Path, refused: Refused
+def test_an_average_that_overflows_in_recalibration_is_a_candidate_without_a_score(
+    project: Path, accepted: Accepted
 ) -> None:
-    """Correctness 22: no statistics are made of NaN or Inf."""
+    """Correctness 22: no statistics are made of NaN or Inf, and one ruined checkpoint does not end the search."""
     change(project / FIRST, **{"1_weight": torch.full((8,), 3e38)})
-    told = refused(project, "build", "--set", "checkpoints.files=[runs/epoch-3.pt, runs/epoch-4.pt]")
-    assert told.startswith("the average of ")
-    assert str(project / FIRST) in told
-    assert str(project / SECOND) in told
+    told = accepted(project, "build")
+    assert "the average of " in told
     assert ": batch 1: BatchNorm '5' received NaN or Inf, expected finite activations. Look for a bad image" in told
+    reasons = {trial["reason"] for trial in json.loads((project / "soup-out/trials.json").read_text())}
+    assert "not_a_number" in reasons
+    weights = json.loads((project / "soup-out/recipe.json").read_text())["weights"]
+    assert len(weights) >= 1
+    assert sha256_file(project / FIRST) not in weights
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "cross_entropy"])
@@ -186,6 +191,29 @@ def test_when_no_checkpoint_answers_with_numbers_there_is_no_winner(
 def test_files_that_name_no_checkpoint_are_refused(project: Path, refused: Refused, files: str, message: str) -> None:
     (project / "runs/loop.pt").symlink_to("loop.pt")
     assert message in refused(project, "build", "--set", f"checkpoints.files={files}")
+
+
+def test_a_variance_below_zero_is_refused(project: Path, refused: Refused) -> None:
+    change(project / FIRST, **{"1_running_var": torch.full((8,), -1.0)})
+    assert "tensor '1.running_var' holds a variance below zero, whose root is no number." in refused(project, "build")
+
+
+def test_a_network_that_renames_its_tensors_is_refused(project: Path, refused: Refused) -> None:
+    (project / "models.py").write_text(
+        (project / "models.py").read_text()
+        + """
+
+class Wrapped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = build()
+
+    def state_dict(self, *args, **kwargs):
+        return self.inner.state_dict(*args, **kwargs)
+"""
+    )
+    told = refused(project, "build", "--set", "model=./models.py:Wrapped")
+    assert "its state_dict has '0.weight', expected only the names of its parameters and buffers." in told
 
 
 def test_an_empty_runs_folder_is_refused(project: Path, refused: Refused) -> None:

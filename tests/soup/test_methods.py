@@ -350,7 +350,8 @@ def test_a_soup_without_a_score_gives_way_to_one_that_has_one_and_never_replaces
     whole = score_of(lambda one: math.nan if len(one) > 2 else 0.5 + gain * ("abc".index(*set("abc") - one.keys())))
     trials, answer = pruned("abc", whole, Rule(higher))
     assert [trial.reason for trial in trials] == ["not_a_number", "kept", "worse", "worse"]
-    assert [trial.reason for trial in pruned("cba", whole, Rule(higher))[0]] == ["not_a_number", "kept", "kept", "kept"]
+    reasons = [trial.reason for trial in pruned("cba", whole, Rule(higher))[0]]
+    assert reasons == ["not_a_number", "worse", "worse", "kept"]  # of a round its winner alone, whatever the order
     assert set(answer.weights) == set("ab")
 
     trials, answer = last_k("yabx", score_of(lambda one: value(one) if len(one) != 3 else 0.5), Rule(higher))
@@ -408,3 +409,13 @@ def test_an_alpha_off_the_line_is_refused(alpha: float) -> None:
 def test_a_sweep_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="no candidate"):
         ema("ab", score_of(lambda one: 0.0), HIGHER, decays=[])
+
+
+def test_candidates_of_a_sweep_are_told_apart_by_name() -> None:
+    score = score_of(lambda one: 0.5)
+    assert [trial.label for trial in last_k("abc", score, HIGHER)[0]] == ["last 2", "last 3"]
+    assert [trial.label for trial in ema("abc", score, HIGHER, decays=(0.5, 0.9))[0]] == ["decay 0.5", "decay 0.9"]
+    assert [trial.label for trial in wise_ft("z", {"a": 1.0}, score, HIGHER, alphas=(0.2, 0.4))[0]] == [
+        "α 0.2",
+        "α 0.4",
+    ]
