@@ -44,7 +44,7 @@ def sections(*, quick: bool) -> Iterator[str]:
     yield from averaging_section(averaging.run(quick=quick))
     yield from search_section(search.run(quick=quick))
     if not quick:
-        yield from growth_section(growth.run())
+        yield from growth_section(*growth.run())
     yield from batchnorm_section(batchnorm.run(quick=quick))
 
 
@@ -66,11 +66,13 @@ def search_section(result: Mapping[str, Any]) -> Iterator[str]:
         yield rows_table(task["accuracy"])
 
 
-def growth_section(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def growth_section(rows: Sequence[Mapping[str, Any]], reruns: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Images as shares of the textbook's, and the power of K that they grow with."""
     yield "**Growth of the search** (images as shares of the textbook's, on per-sample results that are kept)"
     yield rows_table(rows)
     yield rows_table(growth.exponents(rows))
+    yield "A rerun with one more checkpoint, each in turn the new one (images, as shares of the search without it):"
+    yield rows_table(reruns)
 
 
 def batchnorm_section(result: Mapping[str, Any]) -> Iterator[str]:

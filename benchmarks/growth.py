@@ -29,7 +29,7 @@ from soup.singles import Singles
 from soup.trials import Bar, Rule
 from soup.weights import Weights, weights_key
 
-COUNTS = (6, 12, 24, 48)
+COUNTS, RERUN = (6, 12, 24, 48), 12
 
 
 @dataclass
@@ -49,18 +49,17 @@ class Counted:
         return found
 
 
-def run(*, quick: bool = False) -> list[dict[str, object]]:
-    """A row for each task, number of checkpoints and prior order: images as shares of the textbook's."""
+def run(*, quick: bool = False) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Rows for each task, number of checkpoints and prior order, and rows of reruns with one more checkpoint."""
     rows: list[dict[str, object]] = []
+    reruns: list[dict[str, object]] = []
     for task in list(TASKS)[: 1 if quick else None]:
         with Ledger(DATA / task / "growth.sqlite") as ledger:
             kitchen, order = opened(DATA / task, ledger)
-            rows += [
-                {"task": task, **row}
-                for count in COUNTS[: 1 if quick else None]
-                for row in searched(kitchen, order[:count])
-            ]
-    return rows
+            for count in COUNTS[: 1 if quick else None]:
+                rows += [{"task": task, **row} for row in searched(kitchen, order[:count])]
+            reruns.append({"task": task, **one_more(kitchen, order[: COUNTS[0] if quick else RERUN])})
+    return rows, reruns
 
 
 def opened(folder: Path, ledger: Ledger) -> tuple[Kitchen, list[str]]:
@@ -109,6 +108,29 @@ def searched(kitchen: Kitchen, names: Sequence[str]) -> list[dict[str, object]]:
     return rows
 
 
+def one_more(kitchen: Kitchen, names: Sequence[str]) -> dict[str, object]:
+    """What a rerun asks for where each checkpoint in turn is the new one, as shares of the first search's images."""
+    shares = []
+    for new in names:
+        first = _asked(kitchen, [name for name in names if name != new])
+        again = _asked(kitchen, names)
+        nothing = np.zeros(len(kitchen.val), bool)
+        forwarded = sum(int((seen & ~first.get(key, nothing)).sum()) for key, seen in again.items())
+        shares.append(forwarded / sum(int(seen.sum()) for seen in first.values()))
+    target = 3 / len(names)
+    return {
+        "checkpoints": len(names), "target": target, "median": float(np.median(shares)), "least": min(shares),
+        "most": max(shares), "within target": f"{sum(share <= target for share in shares)} of {len(names)}",
+    }  # fmt: skip
+
+
+def _asked(kitchen: Kitchen, names: Sequence[str]) -> dict[tuple[object, ...], np.ndarray]:
+    """Which images a search without a ledger asks of each candidate."""
+    kitchen.known = {}
+    greedy(Singles(sorted(names), kitchen.score, Rule(True), pilot=PILOT), kitchen.score, Rule(True))
+    return {key: evaluation.seen for key, evaluation in kitchen.known.items()}
+
+
 def plain(kitchen: Kitchen, names: Sequence[str]) -> tuple[set[str], list[str]]:
     """The textbook's accepted set, and its order of the singles."""
     order = sorted(sorted(names), key=lambda sha: -_value(kitchen, sha))
@@ -146,8 +168,8 @@ def main() -> None:
     """Print the rows and the exponents as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
-    rows = run(quick=parser.parse_args().quick)
-    print(json.dumps({"rows": rows, "exponents": exponents(rows)}, indent=2))
+    rows, reruns = run(quick=parser.parse_args().quick)
+    print(json.dumps({"rows": rows, "exponents": exponents(rows), "reruns": reruns}, indent=2))
 
 
 if __name__ == "__main__":

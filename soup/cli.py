@@ -280,7 +280,8 @@ def main() -> None:
     """The `soup` script. SIGTERM ends it as Ctrl-C does, so that a cancelled job leaves nothing half-written."""
     # Read when torch loads. Threads that spin while they wait made a build ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # A shell's background job ignores SIGINT; SIGTERM must end it all the same.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.excepthook = _bug
     sys.stdout, sys.stderr = sys.stdout or StringIO(), sys.stderr or StringIO()  # None where the shell closed them
     if isinstance(sys.stdout, TextIOWrapper):

@@ -56,11 +56,12 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts `soup` in a session of its own; what a test leaves running is killed."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    def start(folder: Path, *arguments: str, on_interrupt: int = signal.SIG_DFL) -> subprocess.Popen[str]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         process = subprocess.Popen(
-            [*SOUP, *arguments], cwd=folder, env=ENVIRONMENT, text=True, start_new_session=True, **pipes
-        )
+            [*SOUP, *arguments], cwd=folder, env=ENVIRONMENT, text=True, start_new_session=True, **pipes,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, on_interrupt),  # a background job's is ignored
+        )  # fmt: skip
         processes.append(process)
         return process
 
@@ -105,6 +106,17 @@ def test_a_command_that_is_stopped_ends_with_130_and_leaves_nothing(
     assert "Traceback" not in stdout + stderr
     assert contents(copied) == before
     assert not is_alive(process.pid), "a child outlived the command"
+
+
+def test_sigterm_ends_a_background_job_which_ignores_sigint(
+    copied: Path, started: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = started(copied, "build", on_interrupt=signal.SIG_IGN)
+    assert process.stderr is not None
+    assert any(line.startswith("scoring candidates") for line in process.stderr)
+    terminate(process.pid)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize("stop", [ctrl_c, terminate])

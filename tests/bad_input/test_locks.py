@@ -65,7 +65,8 @@ def held_build(project: Path, *arguments: str) -> Iterator[subprocess.Popen[str]
     command = [sys.executable, "-m", "soup", "build", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(
-        command, cwd=project, env=ENVIRONMENT, text=True, start_new_session=True, **pipes
+        command, cwd=project, env=ENVIRONMENT, text=True, start_new_session=True, **pipes,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's is ignored
     ) as process:  # fmt: skip
         try:
             assert process.stderr is not None
