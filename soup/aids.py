@@ -15,7 +15,7 @@ from soup.average import cook
 from soup.backends import Backend, Plan, open_backend
 from soup.checkpoint import load_state, state_sha256
 from soup.config import Config
-from soup.evaluate import Evaluation
+from soup.evaluate import Evaluation, value_on
 from soup.geometry import Geometry, measure_geometry
 from soup.larder import Larder
 from soup.learned import fit_part, learn_coefficients
@@ -81,7 +81,7 @@ def open_for(kitchen: Kitchen, wanted: Literal["auto", "torch", "onnxruntime"], 
         kitchen.model, {"input": kitchen.val.inputs(rows)}, states,
         plan=plan, metric=kitchen.metric, device=kitchen.device, wanted=wanted,
     )  # fmt: skip
-    kitchen.images["trying backends"] = kitchen.images.get("trying backends", 0) + len(rows)
+    kitchen.images["trying backends"] += len(rows)
     return backend
 
 
@@ -112,7 +112,7 @@ def _learn(larder: Larder, kitchen: Kitchen, rows: np.ndarray, per_layer: bool) 
         batch=kitchen.batch, device=kitchen.device,
         progress=lambda done, total: kitchen.progress("learning coefficients", done, total),
     )  # fmt: skip
-    kitchen.images["fitting"] = kitchen.images.get("fitting", 0) + learned.images
+    kitchen.images["fitting"] += learned.images
     kitchen.ledger.keep_arrays(key, {}, {"weights": learned.weights})
     return learned.weights
 
@@ -122,7 +122,7 @@ def _logits(larder: Larder, kitchen: Kitchen) -> Mapping[str, np.ndarray]:
 
 
 def _value_beyond(kitchen: Kitchen, rows: np.ndarray, evaluation: Evaluation) -> float:
-    return kitchen.metric.reduce({name: array[~rows] for name, array in evaluation.per_sample.items()})
+    return value_on(evaluation, ~rows, kitchen.metric)
 
 
 _WEIGHTS: TypeAdapter[Weights] = TypeAdapter(Weights)

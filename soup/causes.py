@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from calib.batchnorm import batchnorm_layers
 from soup.alike import Resemblance, agreement_of, resemblance
 from soup.config import Config
-from soup.evaluate import Evaluation
+from soup.evaluate import Evaluation, value_on
 from soup.gates import compare
 from soup.judge import paired
 from soup.larder import Larder
@@ -20,7 +20,7 @@ from soup.score import Kitchen, Policy
 from soup.search import Found
 from soup.sources import several
 from soup.statistics import Interval, difference_text, interval_text, samples_needed
-from soup.trials import Bar, Trial, value_of
+from soup.trials import Bar, Trial, reachable, value_of
 from soup.weights import Weights
 
 EQUAL = 1e-4  # distance relative to the weights' norm: an average of such checkpoints is either of them
@@ -66,8 +66,7 @@ class _Case:
     def value(self, evaluation: Evaluation) -> str:
         """On the samples that were seen."""
         metric = self.kitchen.metric
-        seen = {name: array[evaluation.seen] for name, array in evaluation.per_sample.items()}
-        return value_text(metric.reduce(seen), unit=metric.unit)
+        return value_text(value_on(evaluation, evaluation.seen, metric), unit=metric.unit)
 
     def is_better(self, one: Evaluation, other: Evaluation) -> bool:
         """Beyond the noise of the samples that both have seen."""
@@ -88,7 +87,7 @@ def likely_causes(
     tried = [trial for trial in found.trials if len(trial.weights) > 1]
     if not tried or len(found.singles) < 2:
         return ()
-    soup = min(tried, key=lambda trial: kitchen.rule.rank(_reachable(trial.evaluation)))
+    soup = min(tried, key=lambda trial: kitchen.rule.rank(reachable(trial.evaluation)))
     best = found.singles[0].evaluation
     finished = kitchen.measure(soup.weights, kitchen.policy_for(soup.weights), kitchen.val, phase="explaining")
     *agreed, classes = agreement_of(kitchen, pair.first, pair.second)
@@ -244,7 +243,3 @@ _CAUSES: tuple[Callable[[_Case], Iterator[str]], ...] = (
 
 def _soup(case: _Case) -> str:
     return several([f"'{case.labels[sha]}'" for sha in sorted(case.soup.weights, key=lambda sha: case.labels[sha])])
-
-
-def _reachable(evaluation: Evaluation) -> float | None:
-    return evaluation.bound if evaluation.value is None else evaluation.value

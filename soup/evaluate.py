@@ -114,6 +114,22 @@ def evaluate(
     return memory.shown(seen, metric, stopped=stopped and not seen.all(), keep_outputs=keep_outputs)
 
 
+def value_on(evaluation: Evaluation, rows: np.ndarray, metric: Metric) -> float:
+    """The metric of some of the samples alone (bool[n_total])."""
+    return metric.reduce({name: array[rows] for name, array in evaluation.per_sample.items()})
+
+
+def without_numbers(outputs: Arrays, targets: Arrays, metric: Metric, *, total: int) -> Evaluation:
+    """Of a model that cannot be asked: NaN for each of `total` samples, where its `outputs` (of any rows) have a value.
+
+    Its value is NaN too, also for a metric that takes such a sample for a wrong one.
+    """
+    nothing = {name: np.full((total, *array.shape[1:]), np.nan, np.float32) for name, array in outputs.items()}
+    hardest = np.full(total, np.inf, np.float32)
+    statistics = metric.per_sample(nothing, targets)
+    return Evaluation(total, np.ones(total, bool), statistics, np.nan, None, None, total, hardest)
+
+
 def _ask(
     predict: Predict, samples: Samples, metric: Metric, rows: np.ndarray, *, memory: Memory, keep_outputs: bool
 ) -> None:

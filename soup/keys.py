@@ -5,15 +5,17 @@ from __future__ import annotations
 from soup.callables import resolve
 from soup.config import Config
 from soup.decoded import FORMAT
-from soup.larder import preprocess_of
+from soup.larder import is_code, preprocess_of
 from soup.preprocess import backend_version
 from soup.provenance import code_facts, machine_facts
 
 
 def run_facts(config: Config, *, device: str) -> dict[str, object]:
     """Facts of this configuration on this machine, as JSON can hold them; the callables must have been resolved."""
-    specs = [config.model, config.data.train, config.data.val, config.data.test]
-    callables = [resolve(spec, folder=config.folder) for spec in specs if spec and _is_code(spec, config)]
+    specs = [spec for spec in (config.data.train, config.data.val, config.data.test) if spec and is_code(config, spec)]
+    if config.model.partition(":")[0] not in ("torchvision", "timm"):
+        specs.append(config.model)
+    callables = [resolve(spec, folder=config.folder) for spec in specs]
     preprocess = preprocess_of(config)
     return {
         "model": config.model,
@@ -29,8 +31,3 @@ def run_facts(config: Config, *, device: str) -> dict[str, object]:
         "precision": "float32",
         "memory_format": "channels_last",
     }
-
-
-def _is_code(spec: str, config: Config) -> bool:
-    library = spec.partition(":")[0] in ("torchvision", "timm")
-    return ":" in spec and not library and not (config.folder / spec).exists()

@@ -90,14 +90,18 @@ def open_split(
 ) -> Split:
     """One split that val.yaml names, decoded; with another `preprocess` where one is given."""
     source = str(getattr(config.data, name))
-    is_callable = ":" in source and not (config.folder / source).exists()
     return load_split(
-        name, resolve(source, folder=config.folder) if is_callable else source,
+        name, resolve(source, folder=config.folder) if is_code(config, source) else source,
         folder=config.folder, preprocess=preprocess or preprocess_of(config), cache=cache,
         max_gb=config.data.cache.max_gb, on_bad=config.data.on_bad_sample,
         draw=_draw(config) if name == "train" else None,
         progress=lambda done, total: progress(f"decoding {name}", done, total),
     )  # fmt: skip
+
+
+def is_code(config: Config, source: str) -> bool:
+    """Whether a split names a callable, and not a file or folder."""
+    return ":" in source and not (config.folder / source).exists()
 
 
 def refuse_other_classes(splits: Mapping[str, Split]) -> None:

@@ -11,7 +11,7 @@ from soup import SoupError
 from soup.evaluate import Evaluation
 from soup.greedy import greedy
 from soup.singles import Singles
-from soup.trials import Bar, Reason, Rule, Score, Trial
+from soup.trials import Bar, Reason, Rule, Score, Trial, reachable
 from soup.weights import Weight, Weights, weight_of
 
 Tried = tuple[list[Trial], Trial]  # every trial in order, and the answer, which was measured to the end
@@ -221,5 +221,5 @@ def _plain(weight: Weight) -> float:
 
 def _is_nan(evaluation: Evaluation) -> bool:
     """Without a score at the end of its images, or already where it stopped."""
-    value = evaluation.bound if evaluation.value is None else evaluation.value
+    value = reachable(evaluation)
     return value is not None and math.isnan(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -180,7 +181,9 @@ def settle(kitchen: Kitchen, trial: Trial) -> Settled:
     for policy in _policies(kitchen, trial):
         evaluated[policy] = kitchen.with_outputs(trial.weights, policy, kitchen.val)
     best = min(evaluated, key=lambda policy: kitchen.rule.rank(value_of(evaluated[policy])))
-    measured = kitchen.prepare(trial.weights, "recalibrated") if "recalibrated" in evaluated else None
+    recalibrated = evaluated.get("recalibrated")
+    has_statistics = recalibrated is not None and not math.isnan(value_of(recalibrated))
+    measured = kitchen.prepare(trial.weights, "recalibrated") if has_statistics else None
     recalibration = kitchen.prepare(trial.weights, best)
     convergence = measured.convergence if measured else None
     return Settled(trial, best, kitchen.state(), recalibration, evaluated, convergence)

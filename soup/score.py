@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
@@ -19,13 +20,13 @@ from exporters.runtimes import Arrays, Predict
 from soup.average import cook
 from soup.checkpoint import Checkpoint, StateDict, state_sha256
 from soup.data import Split
-from soup.evaluate import Evaluation, Memory, evaluate
+from soup.evaluate import Evaluation, Memory, evaluate, without_numbers
 from soup.ledger import Key, Ledger
 from soup.models import load, torch_predict
 from soup.recalibration import AstrayError, Calibration, recalibrated, shown_weights
 from soup.runner import Runner
 from soup.tasks import Metric
-from soup.trials import Bar, Rule
+from soup.trials import Bar, Rule, value_of
 from soup.weights import Weights, weights_key
 
 Policy = Literal["own", "averaged", "recalibrated"]
@@ -57,8 +58,8 @@ class Kitchen:
     ledger: Ledger = field(default_factory=lambda: Ledger(None))
     facts: Mapping[str, object] = field(default_factory=dict)
     runner: Runner | None = None
-    images: dict[str, int] = field(default_factory=dict)
-    reused: dict[str, int] = field(default_factory=dict)
+    images: Counter[str] = field(default_factory=Counter)
+    reused: Counter[str] = field(default_factory=Counter)
     why: list[str] = field(default_factory=list)
     astray: list[str] = field(default_factory=list)  # candidates without a score, and why
     fresh: set[str] = field(default_factory=set)  # what the ledger was given in this build
@@ -75,12 +76,7 @@ class Kitchen:
         if earlier is None or earlier.value is None:
             start = None if earlier is None else earlier.seen
             phase: Phase = "singles" if policy == "own" else "candidates"
-            try:
-                self.known[key] = self.measure(weights, policy, self.val, phase=phase, bar=bar, start=start)
-            except AstrayError as error:
-                self.astray.append(str(error))
-                nothing = np.zeros(len(self.val), bool)
-                self.known[key] = Evaluation(len(self.val), nothing, {}, None, math.nan)
+            self.known[key] = self.measure(weights, policy, self.val, phase=phase, bar=bar, start=start)
         return self.known[key]
 
     def measure(
@@ -102,10 +98,15 @@ class Kitchen:
             kept = self.ledger.outputs(key)
             memory = Memory.of(earlier, kept)
         asked = _Asked(self, weights, policy, split, phase, key, memory, earlier is None or kept is not None)
-        found = asked.evaluate(bar, start)
+        try:
+            found = asked.evaluate(bar, start)
+        except AstrayError as error:  # for the ledger to keep it would take its value to be a number
+            self.astray += [str(error)] if str(error) not in self.astray else []
+            outputs = torch_predict(self.model, device=self.device)({"input": split.inputs(np.arange(1))})
+            return without_numbers(outputs, split.targets, self.metric, total=len(split))
         before = 0 if start is None else int(start.sum())
         if key.sha256 not in self.fresh:
-            self.reused[phase] = self.reused.get(phase, 0) + int(found.seen.sum()) - before - asked.images
+            self.reused[phase] += int(found.seen.sum()) - before - asked.images
         self.fresh |= {key.sha256} if asked.images else set()
         return found
 
@@ -117,7 +118,7 @@ class Kitchen:
         """The finished evaluation with its outputs; those that were too large to keep are made again."""
         evaluation = self.measure(weights, policy, split, phase=phase)
         outputs = self.ledger.outputs(self.evaluation_key(weights, policy, split))
-        if outputs is None:
+        if outputs is None and not math.isnan(value_of(evaluation)):
             memory = Memory(np.zeros(len(split), bool))
             key = self.evaluation_key(weights, policy, split)
             asked = _Asked(self, weights, policy, split, phase, key, memory, keep_outputs=True)
@@ -222,7 +223,7 @@ class Kitchen:
         if not any(self.images.values()):  # nothing was evaluated: a network that raises is told by its own first image
             torch_predict(self.model, device=self.device)({"input": calibration.split.inputs(calibration.order[:1])})
         done = recalibrated(self.model, calibration, device=self.device, paths=paths, tell=self.tell)
-        self.images["recalibration"] = self.images.get("recalibration", 0) + len(calibration.order)
+        self.images["recalibration"] += len(calibration.order)
         buffers = {name: one.to("cpu", copy=True) for name, one in statistics(self.model, done.layers).items()}
         self.ledger.keep_arrays(key, {name: one.numpy() for name, one in buffers.items()}, asdict(done))
         return done, buffers
@@ -274,9 +275,8 @@ class _Asked:
         if self.network is None:
             self.network = self.kitchen.predict(self.weights, self.policy)
         outputs = self.network(inputs)
-        count = len(next(iter(inputs.values())))
-        self.images += count
-        self.kitchen.images[self.phase] = self.kitchen.images.get(self.phase, 0) + count
+        self.images += (count := len(next(iter(inputs.values()))))
+        self.kitchen.images[self.phase] += count
         return outputs
 
     def _tell(self, done: int, total: int) -> None:

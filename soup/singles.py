@@ -9,7 +9,7 @@ import numpy as np
 
 from soup import SoupError
 from soup.evaluate import Evaluation
-from soup.trials import Bar, Rule, Score, Trial, value_of
+from soup.trials import Bar, Rule, Score, Trial, reachable, value_of
 
 
 class Singles:
@@ -27,7 +27,7 @@ class Singles:
         expected = tuple(names)
         if pilot is not None and len(expected) > 2:
             first = {name: score({name: 1.0}, Bar(None, None, limit=pilot)) for name in sorted(expected)}
-            expected = tuple(sorted(first, key=lambda name: (rule.rank(_reachable(first[name])), name)))
+            expected = tuple(sorted(first, key=lambda name: (rule.rank(reachable(first[name])), name)))
         self.expected = expected
         self._best = self._find_best(expected)
 
@@ -106,7 +106,7 @@ class Singles:
 
     def _best_rank(self, name: str) -> float:
         evaluation = self._known[name]
-        return self._rule.rank(_reachable(evaluation))
+        return self._rule.rank(reachable(evaluation))
 
     def _worst_rank(self, name: str) -> float:
         evaluation = self._known[name]
@@ -121,8 +121,3 @@ class Singles:
                 f"model: whichever checkpoint it has, its outputs hold NaN or Inf for {fewest.not_finite} or more of "
                 f"{fewest.n_total} images of data.val. Check preprocess.mean and std, and weights that overflow."
             )
-
-
-def _reachable(evaluation: Evaluation) -> float | None:
-    """The score, or the best that is still within reach."""
-    return evaluation.bound if evaluation.value is None else evaluation.value

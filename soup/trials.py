@@ -95,3 +95,8 @@ class Rule:
 def value_of(evaluation: Evaluation) -> float:
     """The score, NaN where there is none."""
     return math.nan if evaluation.value is None else evaluation.value
+
+
+def reachable(evaluation: Evaluation) -> float | None:
+    """The score, or the best that was still within reach where it stopped."""
+    return evaluation.bound if evaluation.value is None else evaluation.value

@@ -11,7 +11,7 @@ from soup.aids import logits_of, value_of_logits
 from soup.bookkeeping import Settled
 from soup.causes import Pair, likely_causes, on_line
 from soup.config import Config
-from soup.evaluate import Evaluation
+from soup.evaluate import Evaluation, value_on
 from soup.files import finite
 from soup.gates import compare
 from soup.geometry import Geometry
@@ -38,7 +38,7 @@ def explain(
     """
     if geometry is None:
         return Explanation()
-    recalibration = kitchen.images.get("recalibration", 0)
+    recalibration = kitchen.images["recalibration"]
     wanted, soup = config.explain, len(settled.trial.weights) > 1
     labels = shortest_names({sha: one.path for sha, one in larder.cookable.items()})
     best = next(iter(found.singles[0].weights))
@@ -130,13 +130,11 @@ def _other_end(larder: Larder, found: Found, weights: Weights, geometry: Geometr
 
 
 def _line(kitchen: Kitchen, pair: Pair) -> Line:
-    points = (LinePoint(share, _value(kitchen, one), int(one.seen.sum())) for share, one in pair.line)
+    points = [
+        LinePoint(share, finite(value_on(one, one.seen, kitchen.metric)), int(one.seen.sum()))
+        for share, one in pair.line
+    ]
     return Line(pair.first, pair.second, tuple(points))
-
-
-def _value(kitchen: Kitchen, evaluation: Evaluation) -> float | None:
-    """On the samples that were seen."""
-    return finite(kitchen.metric.reduce({name: a[evaluation.seen] for name, a in evaluation.per_sample.items()}))
 
 
 def _plane(
@@ -165,6 +163,6 @@ def _places(rows: Sequence[tuple[str, Weights, float | None, str]], geometry: Ge
 
 def _count_as_explaining(kitchen: Kitchen, recalibration: int) -> None:
     """What BatchNorm saw since then was no part of the search."""
-    if more := kitchen.images.get("recalibration", 0) - recalibration:
+    if more := kitchen.images["recalibration"] - recalibration:
         kitchen.images["recalibration"] = recalibration
-        kitchen.images["explaining"] = kitchen.images.get("explaining", 0) + more
+        kitchen.images["explaining"] += more

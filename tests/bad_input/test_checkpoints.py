@@ -193,6 +193,18 @@ def test_files_that_name_no_checkpoint_are_refused(project: Path, refused: Refus
     assert message in refused(project, "build", "--set", f"checkpoints.files={files}")
 
 
+def test_a_pair_that_overflows_ends_neither_the_search_nor_its_explanation(project: Path, accepted: Accepted) -> None:
+    """The line, and the causes, are measured where the only soup has no score."""
+    change(project / FIRST, **{"1_weight": torch.full((8,), 3e38)})
+    files = ("--set", "checkpoints.files=[runs/epoch-3.pt, runs/epoch-4.pt]")
+    told = accepted(project, "build", *files)
+    assert "The best single checkpoint, runs/epoch-4.pt, is the model" in told
+    assert "received NaN or Inf" in told
+    before = (project / "soup-out/recipe.json").read_bytes()
+    accepted(project, "build", *files)
+    assert (project / "soup-out/recipe.json").read_bytes() == before
+
+
 def test_a_variance_below_zero_is_refused(project: Path, refused: Refused) -> None:
     change(project / FIRST, **{"1_running_var": torch.full((8,), -1.0)})
     assert "tensor '1.running_var' holds a variance below zero, whose root is no number." in refused(project, "build")
