@@ -1,0 +1,95 @@
+"""The layers of a graph that hold its arithmetic, each with its multiply-adds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+COMPUTE_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One node that multiplies and adds; `macs` is per sample, None where a shape is not known before it runs."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    macs: int | None
+
+
+def compute_layers(proto: onnx.ModelProto) -> tuple[Layer, ...]:
+    """Every Conv, ConvTranspose, Gemm and MatMul of the main graph, in graph order; `proto` stays as it is.
+
+    A layer has its node's name. A node without one, or whose name another node has too, goes by its first output.
+    """
+    nodes = [node for node in proto.graph.node if node.op_type in COMPUTE_OPS and not _other_domain(node)]
+    taken = Counter(node.name for node in proto.graph.node)
+    shapes, batch = _shapes(proto)
+    return tuple(
+        Layer(
+            name=node.name if node.name and taken[node.name] == 1 else node.output[0],
+            op=node.op_type,
+            inputs=tuple(node.input),
+            outputs=tuple(node.output),
+            macs=_macs(node, shapes, batch),
+        )
+        for node in nodes
+    )
+
+
+def _other_domain(node: onnx.NodeProto) -> bool:
+    return node.domain not in ("", "ai.onnx")
+
+
+def _macs(node: onnx.NodeProto, shapes: Mapping[str, _Shape], batch: int) -> int | None:
+    """Multiply-adds of one sample: elements of one side, times the multiplications that each takes part in."""
+    first, second = (shapes.get(name, (None,)) for name in node.input[:2])
+    output = shapes.get(node.output[0], (None,))
+    if node.op_type == "Conv":
+        factors = (*output, *second[1:])  # weights are [out, in / groups, *kernel]
+    elif node.op_type == "ConvTranspose":
+        factors = (*first, *second[1:])  # weights are [in, out / groups, *kernel]
+    elif node.op_type == "Gemm":
+        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+        factors = (*output, first[0] if transposed else first[-1])
+    else:
+        factors = (*output, first[-1] if first else None)
+    known = [factor for factor in factors if factor is not None]
+    return math.prod(known) // batch if len(known) == len(factors) else None
+
+
+def _shapes(proto: onnx.ModelProto) -> tuple[dict[str, _Shape], int]:
+    """Shape by tensor for a batch of that many samples: the static batch, or one sample where it is dynamic."""
+    import onnx
+
+    sized = onnx.ModelProto()
+    sized.CopyFrom(proto)
+    del sized.graph.value_info[:]  # they name the batch, and would outlive its new size
+    constants = {tensor.name: tuple(tensor.dims) for tensor in sized.graph.initializer}
+    batch = 1
+    for value in sized.graph.input:
+        axes = value.type.tensor_type.shape.dim
+        if not axes or value.name in constants:
+            continue
+        if axes[0].HasField("dim_value"):
+            batch = max(1, axes[0].dim_value)
+        else:
+            axes[0].dim_value = 1
+    inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
+    values = (*inferred.input, *inferred.output, *inferred.value_info)
+    return {**{value.name: _shape(value) for value in values}, **constants}, batch
+
+
+def _shape(value: onnx.ValueInfoProto) -> _Shape:
+    if not value.type.tensor_type.HasField("shape"):
+        return (None,)
+    return tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in value.type.tensor_type.shape.dim)
