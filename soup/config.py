@@ -11,16 +11,15 @@ from pydantic import Field, JsonValue, PrivateAttr, ValidationError, ValidationI
 
 from soup import SoupError
 from soup.config_errors import problems_of
+from soup.export_sections import Export, Quantization
 from soup.search_sections import Explain, Search
 from soup.sections import (
     Batchnorm,
     Checkpoints,
     Data,
     Expect,
-    Export,
     Gates,
     Preprocess,
-    Quantization,
     Release,
     Section,
     expects,
@@ -28,7 +27,7 @@ from soup.sections import (
 from soup.yaml_source import Problem, Source, override, read_source
 
 _SHORTHANDS = {"checkpoints": "files"}  # a bare list of globs is fine too
-_AFTER_BUILD = ("gates", "export", "release")  # where an export may differ from its build
+_AFTER_BUILD = ("gates", "export", "quantization", "release")  # where an export may differ from its build
 
 ModelSpec = Annotated[
     str,
@@ -68,7 +67,7 @@ class Config(Section):
     batchnorm: Batchnorm = Field(default_factory=Batchnorm)
     """BatchNorm recalibration"""
     quantization: Quantization = Field(default_factory=Quantization)
-    """INT8 ranges"""
+    """how INT8 is made"""
     export: Export = Field(default_factory=Export)
     """the ONNX file and what is built from it"""
     release: Release = Field(default_factory=Release)

@@ -16,6 +16,7 @@ from exporters.engine import open_engine
 from exporters.latency import Latency, measure
 from exporters.onnx_to_tensorrt import EngineBuild
 from exporters.parity import FP32_TOLERANCE, compare_outputs
+from exporters.precision import Precision
 from exporters.runtimes import Arrays, Predict, Runtime, RuntimeInfo, TensorInfo, device_name, open_onnx
 from soup.build_folder import Hop
 from soup.gates import Check, Place, Quantile, State, Subject, latency_gate, outputs_gate
@@ -33,11 +34,14 @@ class Artifact:
     sha256: str
     batch: int | tuple[int, int, int]
     tolerance: float = FP32_TOLERANCE  # largest difference of outputs, as a share of max(1, their magnitude)
+    precision: Precision = "fp32"
 
     @property
     def label(self) -> str:
         """As a hop names it."""
-        return "ONNX" if self.kind == "onnx" else "engine"
+        if self.kind == "engine":
+            return "engine"
+        return "ONNX" if self.precision == "fp32" else self.precision.upper()
 
     @property
     def timed_batch(self) -> int:

@@ -10,6 +10,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from exporters.runtimes import TensorInfo
 from soup import SoupError
+from soup.attempts import Attempt
 from soup.build_folder import Model, first_complaint
 from soup.gates import Check, Place
 from soup.manifest import FILE_NAME, Manifest
@@ -81,6 +82,7 @@ class ReleaseFacts:
     verified: tuple[Proof, ...]
     exit_code: int
     previous: Previous | None = None
+    precision: tuple[Attempt, ...] = ()  # in the order of export.precision
 
 
 def facts_of(manifest: Manifest, *, where: Path) -> ReleaseFacts:

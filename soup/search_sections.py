@@ -54,6 +54,8 @@ class Search(Section):
     """what `ranked` may spend: {evaluations: 20} or {minutes: 30}"""
     early_stop: Flag = True
     """whether a candidate stops as soon as it cannot reach what it must beat; never changes the result"""
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    """what candidates are scored in, as they will run: fp16 and int8 export and convert each of them"""
     backend: Literal["auto", "torch", "onnxruntime"] = "auto"
     """what evaluates candidates: onnxruntime where it is faster, with every close answer repeated in torch"""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -45,7 +44,6 @@ Spec = Annotated[
     Field(pattern=r"^([^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*$"),
     expects("'./file.py:name' or 'package.module:name'"),
 ]
-Precision = Annotated[Literal["fp32"], expects("'fp32' (fp16 and int8 come with a later version)")]
 Dtype = Literal["float32", "float16", "int64", "int32", "uint8"]
 
 
@@ -168,51 +166,6 @@ class Batchnorm(Section):
     """training images that the statistics are measured on; under about 250 it does harm"""
     batch: Count = 100
     """images per forward pass; part of the recipe, since deeper statistics depend on it"""
-
-
-class Quantization(Section):
-    """INT8 ranges. Read and kept; used once INT8 comes."""
-
-    samples: Count = 500
-    """training images that the ranges are measured on"""
-    method: Literal["entropy", "percentile", "minmax"] = "entropy"
-    """how a range is taken from a histogram"""
-
-
-class DynamicBatch(Section):
-    """A batch size that is free between two bounds."""
-
-    min: Count
-    """smallest batch"""
-    opt: Count
-    """the batch that the engine is tuned for"""
-    max: Count
-    """largest batch"""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> DynamicBatch:
-        if not self.min <= self.opt <= self.max:
-            raise ValueError("expected min <= opt <= max")
-        return self
-
-
-class Export(Section):
-    """The ONNX file and what is built from it."""
-
-    batch: Annotated[Count | DynamicBatch, expects("a whole number from 1, or {min, opt, max} in rising order")] = 1
-    """images per call: a number is static, {min, opt, max} is dynamic"""
-    inputs: Mapping[Text, Dtype] = Field(default_factory=dict)
-    """name and dtype of each graph input, in order; empty keeps the model's own"""
-    outputs: Mapping[Text, Dtype] = Field(default_factory=dict)
-    """name and dtype of each graph output, in order; empty keeps the model's own"""
-    precision: tuple[Precision, ...] = Field(default=("fp32",), min_length=1)
-    """precisions to make, in order"""
-    nms: Annotated[Literal["none"], expects("'none' (detection comes with a later version)")] = "none"
-    """where boxes are filtered"""
-    prepare: Spec | None = None
-    """callable(model) -> model, called before the export"""
-    opset: Annotated[Whole, Field(ge=13, le=24)] = 18
-    """ONNX opset that the file must have"""
 
 
 class Golden(Section):

@@ -51,11 +51,31 @@ metric: accuracy
 device: auto
 search:
   {methods: [uniform, greedy], bn_policy: recalibrated, min_gain: 0, confidence: null, budget: null, early_stop: true,
-  backend: auto}
+  precision: fp32, backend: auto}
 explain: {contributions: true, ensemble: true, line: 3}
 batchnorm: {samples: 1000, batch: 100}
-quantization: {samples: 500, method: entropy}
-export: {batch: 1, inputs: {}, outputs: {}, precision: [fp32], nms: none, prepare: null, opset: 18}
+quantization: {samples: 500, method: entropy, percentile: 99.99, backend: onnxruntime, rest: fp32, budget: 100}
+export:
+  batch: {min: 1, opt: 8, max: 32}
+  profiles: [{min: 1, opt: 1, max: 1}, {min: 2, opt: 8, max: 32}]
+  inputs: {}
+  outputs: {}
+  precision: [int8, fp16, fp32]
+  preprocess: in_graph
+  frames: bgr
+  target: rtx-4060
+  engine:
+    workspace_mb: null
+    optimization_level: null
+    version_compatible: false
+    hardware_compatibility: none
+    refit: false
+    strip_weights: false
+    timing_cache: null
+    dla_core: null
+  nms: none
+  prepare: null
+  opset: 18
 release: {golden: {count: 64, from: val}}
 gates:
   accuracy: {max_drop: 0.005, against: best_single}
@@ -171,7 +191,10 @@ gates:
         ("checkpoints.order=best", "checkpoints.order: expected 'recorded' or 'pilot', got 'best'"),
         ("explain.line=51", "explain.line: expected 50 or less, got 51"),
         ("explain=false", "explain: expected keys below it, got false"),
-        ("export.precision=[fp16]", "export.precision[0]: expected 'fp32' (fp16 and int8 come with a later version)"),
+        ("export.precision=[fp8]", "export.precision[0]: expected 'fp32', 'fp16' or 'int8'"),
+        ("export.precision=[fp16, fp16]", "export.precision: names a precision twice"),
+        ("export.profiles=[{min: 1, opt: 1, max: 2}]", "export.profiles: are for a dynamic batch"),
+        ("export.frames=bgr", "export.frames: is the order of camera frames"),
         ("export.nms=graph", "expected 'none' (detection comes with a later version)"),
         ("export.batch={min: 4, opt: 2, max: 8}", "{min, opt, max} in rising order, got {\"min\": 4, \"opt\": 2"),
         ("export.batch=true", "expected a whole number from 1, or {min, opt, max} in rising order, got true"),
@@ -251,7 +274,7 @@ def test_a_problem_of_an_extended_file_names_that_file(tmp_path: Path) -> None:
     assert line.startswith("common.yaml:6: gates.accuracy.max_drop: expected 0 or more, got -1")
 
 
-def test_an_export_may_differ_from_its_build_in_gates_export_and_release_only(tmp_path: Path) -> None:
+def test_an_export_may_differ_from_its_build_in_what_comes_after_it_only(tmp_path: Path) -> None:
     values = resolved(load(tmp_path, MINIMAL))
 
     changed = apply_overrides(values, ["export.batch=8", "gates.accuracy.max_drop=0.01"], folder=tmp_path)
@@ -259,7 +282,7 @@ def test_an_export_may_differ_from_its_build_in_gates_export_and_release_only(tm
     with pytest.raises(SoupError) as caught:
         apply_overrides(values, ["metric=top5", "export.batch=8", "data.val=x"], folder=tmp_path)
     assert [line.split(":")[0] for line in str(caught.value).splitlines()] == ["--set metric=top5", "--set data.val=x"]
-    assert "only gates, export, release may differ" in str(caught.value)
+    assert "only gates, export, quantization, release may differ" in str(caught.value)
 
 
 @settings(max_examples=30, deadline=None)
