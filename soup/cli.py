@@ -215,7 +215,7 @@ def bench(
     """
 
     def work(progress: Progress) -> tuple[object, int]:
-        from soup.release import bench as run
+        from soup.bench import bench as run
 
         return run(model, batch=batch, progress=progress), Exit.OK
 

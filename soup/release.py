@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import numpy as np
-
 from exporters import ExportError
-from exporters.latency import Latency
-from exporters.plan import plan_flavour
-from exporters.runtimes import Arrays, RuntimeInfo, TensorInfo
+from exporters.runtimes import Arrays
 from soup import Progress, SoupError, silent
 from soup.build_folder import claim_folder
-from soup.files import finite, sha256_file, staged
+from soup.files import finite, staged
 from soup.gates import Check, Exit, State, Subject, accuracy_gate, exit_code, require_gates
 from soup.golden import GOLDEN, Golden, read_golden
 from soup.judge import paired
-from soup.manifest import FILE_NAME, read_manifest, verify_files
+from soup.manifest import read_manifest, verify_files
 from soup.proof import (
     TIMED,
     Artifact,
@@ -30,7 +26,6 @@ from soup.proof import (
     place_of,
     proof_of,
     prove_latency,
-    time_runtime,
 )
 from soup.release_facts import ReleaseFacts, facts_of, latency_rule
 from soup.release_report import NAMES, Heading, write_reports
@@ -48,15 +43,6 @@ class VerifyResult:
     golden_values: Mapping[str, float | None]
     findings: Findings
     exit_code: Exit
-
-
-@dataclass(frozen=True, slots=True)
-class BenchResult:
-    """What `soup bench` tells of one model file on this machine."""
-
-    model: Path
-    info: RuntimeInfo
-    latency: Latency
 
 
 def verify(
@@ -83,24 +69,6 @@ def verify(
             write_reports(stage, heading, findings)
     digest, metric = manifest.self_sha256 if manifest else None, heading.metric.name if heading.metric else None
     return VerifyResult(release, digest, metric, heading.unit, values, findings, code)
-
-
-def bench(model: Path, *, batch: int | None = None, progress: Progress = silent) -> BenchResult:
-    """Latency of an ONNX file, an engine, or a release's ONNX model, on random inputs (uniform in 0..1, seed 0).
-
-    `batch` is samples per call, None the graph's own (1 where it is dynamic). Raises SoupError or ExportError for a
-    file that cannot be opened here, or whose hash is not the one in the manifest beside it.
-    """
-    path = model / "model.onnx" if model.is_dir() else model
-    if not path.is_file():
-        raise SoupError(f"{path}: not found, expected an .onnx file, an engine, or a release folder.")
-    engine = path.suffix == ".engine" or plan_flavour(path.read_bytes()) is not None
-    artifact = Artifact(path.name, "engine" if engine else "onnx", _expected_sha256(path), batch or 1)
-    with open_artifact(path.parent, artifact) as runtime:
-        artifact = replace(artifact, batch=_bench_batch(path, runtime.inputs, batch))
-        inputs = _random_inputs(runtime.inputs, artifact.timed_batch)
-        progress(f"timing {artifact.file}: {TIMED}", 0, 0)
-        return BenchResult(path, runtime.info, time_runtime(runtime, inputs, artifact))
 
 
 def _prove_all(
@@ -193,32 +161,3 @@ def _heading(facts: ReleaseFacts | None, code: Exit) -> Heading:
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     recipe, metric = (facts.recipe_sha256, metric_named(facts.task, facts.metric)) if facts else (None, None)
     return Heading("Verification report", created, code, recipe, metric, "the golden samples")
-
-
-def _expected_sha256(path: Path) -> str:
-    """The hash in the manifest beside the file, where it lies in a release; else its own."""
-    if (path.parent / FILE_NAME).is_file():
-        listed = read_manifest(path.parent).files.get(path.name)
-        if listed is not None:
-            return listed.sha256
-    return sha256_file(path)
-
-
-def _bench_batch(path: Path, infos: Sequence[TensorInfo], asked: int | None) -> int:
-    own = infos[0].shape[0]
-    if not isinstance(own, int):
-        return asked or 1
-    if asked not in (None, own):
-        raise SoupError(f"{path}: takes {own} samples per call, expected --batch {own} and not {asked}. Leave it out.")
-    return own
-
-
-def _random_inputs(infos: Sequence[TensorInfo], batch: int) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    inputs = {}
-    for info in infos:
-        if any(isinstance(axis, str) for axis in info.shape[1:]):
-            raise SoupError(f"input '{info.name}' has shape {info.shape}: only the first axis may be dynamic.")
-        shape = (batch, *(int(axis) for axis in info.shape[1:]))
-        inputs[info.name] = generator.random(shape).astype(info.dtype)
-    return inputs

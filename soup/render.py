@@ -14,6 +14,7 @@ from soup.gates import Check, Exit
 from soup.progress import duration_text, say
 
 if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and may need torch
+    from soup.bench import BenchResult
     from soup.check import CheckResult
     from soup.doctor import Facts
     from soup.estimate import Estimate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and may
     from soup.inspect import Inspection
     from soup.pipeline import BuildResult
     from soup.recook import Recooked
-    from soup.release import BenchResult, VerifyResult
+    from soup.release import VerifyResult
     from soup.ship import ExportResult
     from soup.starter import InitResult
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from soup.bench import BenchResult
 from soup.build_folder import BuildRecord
 from soup.check import CheckResult
 from soup.config import schema as val_schema
@@ -17,7 +18,7 @@ from soup.inspect import Inspection
 from soup.manifest import Manifest
 from soup.pipeline import BuildResult
 from soup.recook import Recooked
-from soup.release import BenchResult, VerifyResult
+from soup.release import VerifyResult
 from soup.release_facts import ReleaseFacts
 from soup.release_report import ReportRecord
 from soup.render import SCHEMA_VERSION

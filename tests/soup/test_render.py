@@ -16,6 +16,7 @@ import pytest
 from exporters.latency import Latency
 from exporters.runtimes import RuntimeInfo
 from soup import render
+from soup.bench import BenchResult
 from soup.build_folder import BuildRecord, Hop, Ingredient, Model, Outputs
 from soup.doctor import Ability, Facts
 from soup.gates import Check, Exit
@@ -23,7 +24,7 @@ from soup.inspect import Inspection
 from soup.pipeline import BuildResult
 from soup.progress import plain_lines, progress
 from soup.proof import Findings
-from soup.release import BenchResult, VerifyResult
+from soup.release import VerifyResult
 from soup.search_records import Answer, Cost, Difference, Explanation
 from soup.ship import ExportResult
 from soup.starter import InitResult
