@@ -14,15 +14,15 @@ Outcome = Literal["ships", "fallback", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """What one layer costs: the loss of the metric with it alone in the lower precision, and with all but it.
+    """What one layer costs the metric, on `Raised.samples` of val; positive is worse, None was not measured or is NaN.
 
-    Losses are of the metric, on `Raised.samples` of val: positive is worse. None where it was not measured.
+    `alone` is the loss with it alone in the lower precision, `all_but` how much less is lost with all but it.
     """
 
     layer: str
-    alone: float | None
-    all_but: float | None
-    error: float | None  # of the outputs, with it alone: mean square over the reference's
+    alone: float | None = None
+    all_but: float | None = None
+    error: float | None = None  # of the outputs, with it alone: mean square over the reference's
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Raised:
-    """How the layers to keep higher were found, and what it cost; `budget` is what it was allowed."""
+    """How the layers to keep higher were looked for, and what it cost; `budget` is what it was allowed.
 
+    `layers` let the gates pass where `passed`; else they are empty, and nothing within the budget did.
+    """
+
+    passed: bool
     layers: tuple[str, ...]
     evaluations: int
     budget: int
