@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
+from exporters.precision import Precision
 from exporters.runtimes import TensorInfo
 from soup import SoupError
 from soup.attempts import Attempt
@@ -53,6 +54,30 @@ class GraphFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """A packed graph that an engine may be built from; `tolerance` is of the engine's outputs, as Artifact's is."""
+
+    precision: Precision
+    file: str
+    sha256: str
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecipe:
+    """What a device needs to build its engine: graphs in the order of preference, the batch, and the settings.
+
+    `batch` is the graphs' own, static or (min, opt, max); `profiles` are more than one range to tune for within a
+    dynamic one. `settings` are those of the builder, empty for its defaults.
+    """
+
+    candidates: tuple[Candidate, ...]
+    batch: int | tuple[int, int, int]
+    profiles: tuple[tuple[int, int, int], ...] = ()
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Previous:
     """The release that this one follows."""
 
@@ -83,6 +108,7 @@ class ReleaseFacts:
     exit_code: int
     previous: Previous | None = None
     precision: tuple[Attempt, ...] = ()  # in the order of export.precision
+    build: EngineRecipe | None = None  # None in a release of an earlier version, see `recipe_of`
 
 
 def facts_of(manifest: Manifest, *, where: Path) -> ReleaseFacts:
@@ -91,9 +117,19 @@ def facts_of(manifest: Manifest, *, where: Path) -> ReleaseFacts:
         facts = TypeAdapter(ReleaseFacts).validate_python(manifest.facts)
     except ValidationError as error:
         raise SoupError(f"{where / FILE_NAME}: {first_complaint(error)}. Export the release again.") from error
-    if unlisted := [artifact.file for artifact in facts.artifacts if artifact.file not in manifest.files]:
+    named = [one.file for one in facts.artifacts] + [one.file for one in recipe_of(facts).candidates]
+    if unlisted := [file for file in named if file not in manifest.files]:
         raise SoupError(f"{where / FILE_NAME}: lists no file '{unlisted[0]}', its artifact. Export the release again.")
     return facts
+
+
+def recipe_of(facts: ReleaseFacts) -> EngineRecipe:
+    """How to build an engine of a release: as it says, or from its first ONNX file where it says nothing of it."""
+    if facts.build is not None:
+        return facts.build
+    onnx = [one for one in facts.artifacts if one.kind == "onnx"][:1]
+    candidates = tuple(Candidate(one.precision, one.file, one.sha256, one.tolerance) for one in onnx)
+    return EngineRecipe(candidates, onnx[0].batch if onnx else 1)
 
 
 def as_json(facts: ReleaseFacts) -> dict[str, object]:
