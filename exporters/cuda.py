@@ -61,6 +61,12 @@ class CudaBindings:
         """The address of a device buffer; gone after `close`."""
         return int(self._own(self._runtime.cudaMalloc, self._runtime.cudaFree, size_bytes))
 
+    def free_device(self, address: int) -> None:
+        """Free one device buffer before `close` does; it waits for what is queued (cudaFree)."""
+        kept = next(pair for pair in self._release if pair[0] is self._runtime.cudaFree and int(pair[1]) == address)
+        self._release.remove(kept)
+        self._call(self._runtime.cudaFree, kept[1])
+
     def upload(self, address: int, host: np.ndarray) -> None:
         """Queue a copy of a page-locked buffer to the device."""
         self._call(self._runtime.cudaMemcpyAsync, address, host.ctypes.data, host.nbytes, self._to_device, self._stream)
@@ -131,6 +137,12 @@ class PyCuda:
     def device(self, size_bytes: int) -> int:
         self._devices.append(self._allocate(self._driver.mem_alloc, size_bytes))
         return int(self._devices[-1])
+
+    def free_device(self, address: int) -> None:
+        kept = next(buffer for buffer in self._devices if int(buffer) == address)
+        self._devices = [buffer for buffer in self._devices if buffer is not kept]
+        with self._told("a buffer is not freed"):
+            kept.free()
 
     def upload(self, address: int, host: np.ndarray) -> None:
         with self._told("no copy to the device"):

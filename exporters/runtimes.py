@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from exporters import ExportError
-from exporters.onnx_wire import has_external_data
+from exporters.ort_session import Provider, onnxruntime_errors, open_session
 
 Arrays = Mapping[str, np.ndarray]
 Predict = Callable[[Arrays], Arrays]
@@ -50,14 +50,27 @@ class RuntimeInfo:
 
 
 class Runtime(Protocol):
-    """An opened model. Call it with any number of samples: it splits and pads to its own batch size itself."""
+    """An opened model. Call it with any number of samples: it splits and pads to its own batch size itself.
+
+    `last_gpu_ms` is the GPU's own time of the last call, None where the runtime does not tell it. `cuda_graph` says
+    whether calls replay a captured graph, `notes` what was asked for and could not be had.
+    """
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     info: RuntimeInfo
+    last_gpu_ms: float | None
+    notes: tuple[str, ...]
+
+    @property
+    def cuda_graph(self) -> bool:
+        """As above; it may become true from call to call."""
 
     def __call__(self, inputs: Arrays) -> Arrays:
         """Outputs by name, first axis as long as the inputs'."""
+
+    def resident(self, inputs: Arrays) -> Callable[[], object]:
+        """A call on one batch of inputs that lie on the device already, and whose outputs stay there."""
 
     def close(self) -> None:
         """Free everything; also on leaving `with`."""
@@ -71,19 +84,22 @@ class OnnxRuntime:
         model: bytes,
         *,
         where: str,
-        providers: Sequence[str] | None = None,
+        provider: Provider = "cpu",
         threads: int | None = None,
         batch: int | tuple[int, int, int] | None = None,
     ) -> None:
         """The session of a whole model in memory; `where` begins every error message."""
         self._where = where
-        self._session = _session(model, where=where, providers=providers, threads=threads)
+        self._device = "cpu" if provider == "cpu" else "cuda"
+        self.last_gpu_ms: float | None = None  # ONNX Runtime does not tell it
+        self.cuda_graph = False
+        self.notes: tuple[str, ...] = ()
+        self._session = open_session(model, where=where, provider=provider, threads=threads)
         self.inputs = tuple(_tensor_info(node) for node in self._session.get_inputs())
         self.outputs = tuple(_tensor_info(node) for node in self._session.get_outputs())
         self._least, self._most = _batch_limits(self.inputs, batch)
         import onnxruntime
 
-        # Read back: a provider that cannot start is replaced by the CPU without an error.
         self.info = RuntimeInfo("onnxruntime", onnxruntime.__version__, self._session.get_providers()[0], device_name())
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -94,6 +110,23 @@ class OnnxRuntime:
         """
         check_inputs(inputs, self.inputs, where=self._where)
         return in_batches(self._run, inputs, outputs=self.outputs, least=self._least, most=self._most)
+
+    def resident(self, inputs: Arrays) -> Callable[[], object]:
+        """One batch by I/O binding: inputs are copied to the provider's device once, outputs stay there.
+
+        Raises ExportError: input where names, dtypes or shapes are not the model's, or the batch is not one call's.
+        """
+        check_inputs(inputs, self.inputs, where=self._where)
+        check_one_call(inputs, least=self._least, most=self._most, where=self._where)
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0)
+            binding.bind_ortvalue_input(name, value)
+        for info in self.outputs:
+            binding.bind_output(info.name, self._device)
+        return lambda: self._session.run_with_iobinding(binding)
 
     def close(self) -> None:
         """Free the session."""
@@ -111,7 +144,7 @@ class OnnxRuntime:
         names = [info.name for info in self.outputs]
         try:
             return dict(zip(names, self._session.run(names, dict(inputs)), strict=True))
-        except _onnxruntime_errors() as error:
+        except onnxruntime_errors() as error:
             shapes = {name: array.shape for name, array in inputs.items()}
             raise ExportError(f"{self._where}: ONNX Runtime cannot run it on {shapes}: {error}") from error
 
@@ -119,20 +152,20 @@ class OnnxRuntime:
 def open_onnx(
     path: Path,
     *,
-    providers: Sequence[str] | None = None,
+    provider: Provider = "cpu",
     threads: int | None = None,
     expected_sha256: str | None = None,
     batch: int | tuple[int, int, int] | None = None,
 ) -> OnnxRuntime:
     """Open an ONNX file in whatever flavour of ONNX Runtime is installed.
 
-    The file is read once; the bytes that are hashed are the bytes that run. `providers` are tried in order, None means
-    the CPU; `info.provider` is the one in use. `batch` limits the calls of a model with a dynamic batch: samples per
+    The file is read once; the bytes that are hashed are the bytes that run. `provider` is the one that runs it, with
+    the CPU only for operators that it lacks. `batch` limits the calls of a model with a dynamic batch: samples per
     call (filled up by repetition), or (min, opt, max).
 
     Raises:
         ExportError: "input" for a file that cannot be read, has another hash, is no ONNX or keeps weights outside
-            of itself; "environment" without onnxruntime.
+            of itself; "environment" without onnxruntime, or where the provider did not start.
     """
     try:
         model = path.read_bytes()
@@ -144,7 +177,7 @@ def open_onnx(
             f"{path}: SHA-256 is {sha256}, expected {expected_sha256}. The file is not the one that was recorded.",
             kind="input",
         )
-    return OnnxRuntime(model, where=str(path), providers=providers, threads=threads, batch=batch)
+    return OnnxRuntime(model, where=str(path), provider=provider, threads=threads, batch=batch)
 
 
 def check_inputs(inputs: Arrays, expected: Sequence[TensorInfo], *, where: str) -> None:
@@ -167,6 +200,14 @@ def check_inputs(inputs: Arrays, expected: Sequence[TensorInfo], *, where: str) 
         raise ExportError(f"{where}: {'; '.join(problems)}.", kind="input")
 
 
+def check_one_call(inputs: Arrays, *, least: int, most: int | None, where: str) -> None:
+    """Raise ExportError ("input") where the samples are not as many as one call takes."""
+    count = len(next(iter(inputs.values())))
+    if not (least <= count and (most is None or count <= most)):
+        taken = f"at least {least}" if most is None else str(least) if least == most else f"{least} to {most}"
+        raise ExportError(f"{where}: {count} samples, expected {taken} in one call.", kind="input")
+
+
 def in_batches(
     run: Predict, inputs: Arrays, *, outputs: Sequence[TensorInfo], least: int = 1, most: int | None = None
 ) -> dict[str, np.ndarray]:
@@ -182,10 +223,22 @@ def in_batches(
     step = most or count
     starts = range(0, count, step)
     parts = [
-        _filled_up(run, {name: array[start : start + step] for name, array in inputs.items()}, least)
-        for start in starts
+        filled_up(run, {name: array[start : start + step] for name, array in inputs.items()}, least) for start in starts
     ]
     return {info.name: np.concatenate([part[info.name] for part in parts]) for info in outputs}
+
+
+def filled_up(run: Predict, inputs: Arrays, least: int) -> Arrays:
+    """Outputs of `count` samples from a `run` that takes no fewer than `least`: the last sample is repeated."""
+    count = len(next(iter(inputs.values())))
+    rows = np.minimum(np.arange(max(count, least)), count - 1)
+    outputs = run(inputs if count >= least else {name: array[rows] for name, array in inputs.items()})
+    for name, array in outputs.items():
+        if array.shape[:1] != rows.shape:
+            raise ExportError(
+                f"output '{name}' has shape {array.shape}, expected {len(rows)} samples in the first axis."
+            )
+    return {name: array[:count] for name, array in outputs.items()}
 
 
 def device_name(*, proc: Path = Path("/proc")) -> str:
@@ -199,41 +252,6 @@ def device_name(*, proc: Path = Path("/proc")) -> str:
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()
-
-
-def _session(model: bytes, *, where: str, providers: Sequence[str] | None, threads: int | None) -> Any:
-    """An onnxruntime.InferenceSession, of which there are no types."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        message = f"{where}: onnxruntime is not installed. Run: pip install 'edgesoup[ort]'"
-        raise ExportError(message, kind="environment") from error
-    _refuse_external_data(model, where)
-    options = onnxruntime.SessionOptions()
-    # ENABLE_ALL crashed on an FP16 ViT (onnxruntime 1.31.1).
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    available = onnxruntime.get_available_providers()
-    wanted = [name for name in providers or ["CPUExecutionProvider"] if name in available]
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=wanted or ["CPUExecutionProvider"])
-    except _onnxruntime_errors() as error:
-        raise ExportError(f"{where}: ONNX Runtime cannot load it: {error}", kind="input") from error
-
-
-def _refuse_external_data(model: bytes, where: str) -> None:
-    """ONNX Runtime would read any path that the model names, relative to the working directory."""
-    try:
-        external = has_external_data(memoryview(model))
-    except ValueError as error:
-        raise ExportError(f"{where}: not an ONNX file ({error}).", kind="input") from error
-    if external:
-        message = (
-            f"{where}: keeps weights in other files, expected all of them inside. Save it with external_data=False."
-        )
-        raise ExportError(message, kind="input")
 
 
 def _tensor_info(node: Any) -> TensorInfo:
@@ -255,22 +273,3 @@ def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
     return len(shape) == len(expected) > 0 and all(
         isinstance(want, str) or have == want for have, want in zip(shape[1:], expected[1:], strict=True)
     )
-
-
-def _filled_up(run: Predict, inputs: Arrays, least: int) -> Arrays:
-    count = len(next(iter(inputs.values())))
-    rows = np.minimum(np.arange(max(count, least)), count - 1)
-    outputs = run(inputs if count >= least else {name: array[rows] for name, array in inputs.items()})
-    for name, array in outputs.items():
-        if array.shape[:1] != rows.shape:
-            raise ExportError(
-                f"output '{name}' has shape {array.shape}, expected {len(rows)} samples in the first axis."
-            )
-    return {name: array[:count] for name, array in outputs.items()}
-
-
-def _onnxruntime_errors() -> tuple[type[Exception], ...]:
-    """They have no common base class."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return tuple(item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from exporters.device_state import state_reader
 from exporters.engine import open_engine
 from exporters.latency import Latency, measure
 from exporters.onnx_to_tensorrt import EngineBuild
+from exporters.pacing import Timing
 from exporters.parity import FP32_TOLERANCE, compare_outputs
 from exporters.precision import Precision
 from exporters.runtimes import Arrays, Predict, Runtime, RuntimeInfo, TensorInfo, device_name, open_onnx
+from soup.attempts import Attempt
 from soup.build_folder import Hop
 from soup.gates import Check, Place, Quantile, State, Subject, latency_gate, outputs_gate
 
-WARMUP, ITERATIONS, MAX_SECONDS = 20, 500, 20.0  # 500 calls can bear a p99 (459 are needed); slow models stop by time
-TIMED = f"{ITERATIONS} calls or {MAX_SECONDS:.0f} s"
+TIMING = Timing()  # 500 calls can bear a p99 (459 are needed); slow models stop by time
+TIMED = f"{TIMING.iterations} calls or {TIMING.max_seconds:.0f} s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,13 @@ class Findings:
     values: dict[str, float | None] = field(default_factory=dict)  # the metric by artifact, on `split`
     done: dict[str, State] = field(default_factory=dict)  # what `gates.require` may name
     notes: list[str] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)  # precisions in the order in which they were tried
+
+    def keep(self, files: Collection[str]) -> None:
+        """Forget what was measured of other files: they do not ship."""
+        self.verified = [proof for proof in self.verified if proof.artifact in files]
+        self.latency = {name: one for name, one in self.latency.items() if name in files}
+        self.values = {name: value for name, value in self.values.items() if name in files}
 
 
 def open_artifact(folder: Path, artifact: Artifact) -> AbstractContextManager[Runtime]:
@@ -159,8 +169,13 @@ def prove_latency(
         )
 
 
-def time_runtime(runtime: Runtime, inputs: Arrays, artifact: Artifact) -> Latency:
-    """Latency of one call with `timed_batch` of the given inputs, in a closed loop; copies to the device included."""
+def time_runtime(
+    runtime: Runtime, inputs: Arrays, artifact: Artifact, *, timing: Timing | None = None, transfers: bool = True
+) -> Latency:
+    """Latency of one call with `timed_batch` of the given inputs, invalid where the device was throttled meanwhile.
+
+    `transfers` counts the copies to the device and back; else inputs lie there already and outputs stay.
+    """
     count = artifact.timed_batch
     batch = {name: array[[row % len(array) for row in range(count)]] for name, array in inputs.items()}
     contract: Mapping[str, str | int | float | bool] = {
@@ -168,11 +183,13 @@ def time_runtime(runtime: Runtime, inputs: Arrays, artifact: Artifact) -> Latenc
         "runtime": runtime.info.runtime,
         "provider": runtime.info.provider,
         "cores": len(os.sched_getaffinity(0)),  # ONNX Runtime takes a thread for each
-        "transfers_included": True,
+        "transfers_included": transfers,
     }
-    return measure(
-        lambda: runtime(batch), warmup=WARMUP, iterations=ITERATIONS, max_seconds=MAX_SECONDS, contract=contract
+    call = (lambda: runtime(batch)) if transfers else runtime.resident(batch)
+    latency = measure(
+        call, timing or TIMING, contract=contract, gpu_ms=lambda: runtime.last_gpu_ms, state=state_reader()
     )
+    return replace(latency, contract={**latency.contract, "cuda_graph": runtime.cuda_graph})  # captured meanwhile
 
 
 def latency_checks(latency: Latency, subject: Subject, *, rule: LatencyRule, actual: Place) -> tuple[Check, ...]:

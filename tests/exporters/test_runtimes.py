@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters import ExportError
+from exporters.ort_session import Provider
 from exporters.runtimes import Arrays, TensorInfo, device_name, in_batches, open_onnx
 
 WEIGHT = np.arange(6, dtype=np.float32).reshape(3, 2)
@@ -99,12 +101,69 @@ def test_an_output_without_the_batch_in_front_is_refused(tmp_path: Path) -> None
         runtime({"input": samples(4)})
 
 
-def test_the_provider_that_runs_is_told_and_not_the_one_that_was_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("provider", "name"), [("cuda", "CUDAExecutionProvider"), ("tensorrt", "TensorrtExecutionProvider")]
+)
+def test_a_provider_that_is_not_there_is_the_environments_failure_and_never_the_cpu(
+    tmp_path: Path, provider: Provider, name: str
+) -> None:
     """tensorrt.md: without a GPU these silently fall back to the CPU."""
-    asked = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
-    with open_onnx(write_matmul(tmp_path / "m.onnx"), providers=asked) as runtime:
+    if name in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has it")
+    with pytest.raises(ExportError, match=f"this ONNX Runtime has no {name}, only .*onnxruntime-gpu") as caught:
+        open_onnx(write_matmul(tmp_path / "m.onnx"), provider=provider)
+    assert caught.value.kind == "environment"
+
+
+def test_a_provider_that_does_not_start_is_told_by_what_the_session_says_that_it_runs_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime-gpu without a driver: the provider is available, and the session runs on the CPU."""
+    real, asked = onnxruntime.InferenceSession, list[list[str]]()
+
+    def session(model: bytes, options: object, *, providers: list[str], enable_fallback: int) -> object:
+        asked.append(providers)
+        assert enable_fallback == 0  # it prints to stdout
+        return real(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    there = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
+    path = write_matmul(tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"TensorrtExecutionProvider did not start, .* run on CPUExec") as caught:
+        open_onnx(path, provider="tensorrt")
+    assert caught.value.kind == "environment"
+    with pytest.raises(ExportError, match="CUDAExecutionProvider did not start"):
+        open_onnx(path, provider="cuda")
+    assert asked == [there, there[1:]]
+
+
+def test_the_provider_device_and_number_of_threads_are_as_they_are(tmp_path: Path) -> None:
+    with open_onnx(write_matmul(tmp_path / "m.onnx"), threads=2) as runtime:
         assert runtime.info.provider == "CPUExecutionProvider"
         assert (runtime.info.runtime, runtime.info.device) == ("onnxruntime", device_name())
+        assert (runtime.last_gpu_ms, runtime.cuda_graph, runtime.notes) == (None, False, ())
+
+
+def test_a_resident_call_runs_one_batch_without_copies(tmp_path: Path) -> None:
+    with open_onnx(write_matmul(tmp_path / "m.onnx"), batch=(1, 2, 4)) as runtime:
+        call = runtime.resident({"input": samples(3)})
+        call()
+        call()
+        with pytest.raises(ExportError, match="5 samples, expected 1 to 4 in one call"):
+            runtime.resident({"input": samples(5)})
+        with pytest.raises(ExportError, match="has dtype float64"):
+            runtime.resident({"input": np.zeros((2, 3))})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_onnx_runtime_agrees_with_itself_on_the_gpu(tmp_path: Path, provider: Provider) -> None:
+    path = write_matmul(tmp_path / "m.onnx")
+    with open_onnx(path, provider=provider) as runtime:
+        assert runtime.info.provider != "CPUExecutionProvider"
+        np.testing.assert_allclose(runtime({"input": samples(5)})["output"], samples(5) @ WEIGHT, rtol=1e-2, atol=1e-2)
+        runtime.resident({"input": samples(5)})()
 
 
 def test_inputs_and_outputs_are_described(tmp_path: Path) -> None:
