@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from soup import SoupError, __version__
-from soup.files import canonical_json, sha256_bytes, sha256_file, shown, write_file
+from soup.files import STAGING_PREFIX, canonical_json, sha256_bytes, sha256_file, shown, write_file
 from soup.gates import Check
+from soup.lock import LOCK_NAME
 
 FILE_NAME = "manifest.json"
 DEVICE_FOLDER = "device"  # what devices add after the release was sealed, each part with a manifest of its own
@@ -92,6 +93,17 @@ def verify_files(folder: Path) -> tuple[Check, ...]:
     return (*checks, *_device_checks(folder, manifest))
 
 
+def device_parts(folder: Path) -> tuple[Path, ...]:
+    """What devices added to a release, sorted; without what a merge that goes on or was killed keeps there."""
+    devices = folder / DEVICE_FOLDER
+    if devices.is_symlink() or not devices.is_dir():
+        return ()
+    return tuple(
+        part for part in sorted(devices.iterdir())
+        if part.name != LOCK_NAME and not part.name.startswith(STAGING_PREFIX)
+    )  # fmt: skip
+
+
 def strangers(folder: Path) -> tuple[str, ...]:
     """What `folder` holds beside a release's files, device/ included; all of it where the manifest is not whole."""
     found = [*_names(folder), *[DEVICE_FOLDER] * os.path.lexists(folder / DEVICE_FOLDER)]
@@ -114,10 +126,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _device_checks(folder: Path, manifest: Manifest) -> Iterator[Check]:
-    devices = folder / DEVICE_FOLDER
-    if devices.is_symlink() or not devices.is_dir():
-        return
-    for part in sorted(devices.iterdir()):
+    for part in device_parts(folder):
         name = f"{DEVICE_FOLDER}/{part.name}"
         if part.is_symlink() or not (part / FILE_NAME).is_file():
             yield _check(name, f"is not listed, and has no {FILE_NAME} of its own")

@@ -15,11 +15,14 @@ from soup.progress import duration_text, say
 
 if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and may need torch
     from soup.bench import BenchResult
+    from soup.bisect import BisectResult
     from soup.check import CheckResult
     from soup.doctor import Facts
     from soup.estimate import Estimate
     from soup.expect import Comparison
     from soup.inspect import Inspection
+    from soup.kit import FinishResult
+    from soup.merge import MergeResult
     from soup.pipeline import BuildResult
     from soup.recook import Recooked
     from soup.release import VerifyResult
@@ -156,17 +159,48 @@ def _export(result: ExportResult) -> Iterator[str]:
 
 
 def _verify(result: VerifyResult) -> Iterator[str]:
-    from soup.report import value_text
+    yield from _found(result)
+    if result.golden_values:
+        yield f"{result.metric} on the golden samples: {_values(result.golden_values, unit=result.metric_unit)}"
+    if result.digest:
+        yield f"digest {result.digest}"
 
+
+def _finish(result: FinishResult) -> Iterator[str]:
+    yield from (f"tried        {one.precision.upper()}: {one.outcome}: {one.reason}" for one in result.tried)
+    yield from _found(result)
+    if result.kit is None:
+        return
+    if values := result.findings.values:
+        yield f"{result.metric} on the golden samples: {_values(values, unit=result.metric_unit)}"
+    yield f"wrote {result.kit} ({', '.join(result.files)}), the kit of {result.device}"
+    yield f"digest {result.digest}"
+
+
+def _merge(result: MergeResult) -> Iterator[str]:
+    for one in result.arrivals:
+        yield f"device       {one.device}: {one.state}, from {one.kit}, {'ran there' if one.ran else 'only built'}"
+    yield from _check_lines(result.checks)
+    yield f"digest {result.digest}, as it was" if result.arrivals else "nothing was merged"
+
+
+def _bisect(result: BisectResult) -> Iterator[str]:
+    from soup.bisect import layer_lines
+
+    yield from layer_lines(result)
+    yield from (f"note         {note}" for note in result.notes)
+
+
+def _found(result: VerifyResult | FinishResult) -> Iterator[str]:
     yield from _latency_lines(result.findings.latency)
     yield from _check_lines(result.findings.checks)
     yield from (f"note         {note}" for note in result.findings.notes)
-    if result.golden_values:
-        unit = result.metric_unit
-        values = [f"{name} {value_text(value, unit=unit)}" for name, value in result.golden_values.items()]
-        yield f"{result.metric} on the golden samples: {', '.join(values)}"
-    if result.digest:
-        yield f"digest {result.digest}"
+
+
+def _values(values: Mapping[str, float | None], *, unit: str) -> str:
+    from soup.report import value_text
+
+    return ", ".join(f"{name} {value_text(value, unit=unit)}" for name, value in values.items())
 
 
 def _latency_lines(latency: Mapping[str, Any]) -> Iterator[str]:
@@ -179,10 +213,19 @@ def _latency_lines(latency: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _bench(result: BenchResult) -> Iterator[str]:
+    from soup.bench_picture import bench_lines
+
     info = result.info
     yield f"{result.model} on {info.runtime} {info.version} ({info.provider}), {info.device}"
-    yield from _latency_lines({result.model.name: result.latency})
+    if len(result.rows) > 1:
+        yield from bench_lines(result.rows)
+    else:
+        yield from _latency_lines({result.model.name: result.latency})
+    yield from result.verdicts
+    yield from (f"note         {note}" for note in result.notes)
     yield "timed: " + ", ".join(f"{name} {value}" for name, value in sorted(result.latency.contract.items()))
+    if result.files:
+        yield f"wrote {', '.join(map(str, result.files))}"
 
 
 def _check(result: CheckResult) -> Iterator[str]:
@@ -281,7 +324,8 @@ def _doctor(result: Facts) -> Iterator[str]:
 
 _TEXTS: Mapping[str, Callable[[Any], Iterator[str]]] = {
     "init": _init, "check": _check, "build": _build, "build --recipe": _recook, "export": _export,
-    "verify": _verify, "bench": _bench, "inspect": _inspect, "doctor": _doctor,
+    "verify": _verify, "verify --finish": _finish, "verify --bisect": _bisect, "merge": _merge,
+    "bench": _bench, "inspect": _inspect, "doctor": _doctor,
 }  # fmt: skip
 _MEANINGS = {
     Exit.CHECK: "a check failed", Exit.INPUT: "something to mend in the input",

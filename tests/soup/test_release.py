@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from soup import SoupError, release
+from soup import SoupError, golden_proof
 from soup.gates import Exit
 from soup.manifest import read_manifest, seal
 from soup.release import VerifyResult, verify
@@ -47,8 +47,8 @@ def unopenable(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("opened before the hashes were found right")
 
-    monkeypatch.setattr(release, "open_artifact", opened)
-    monkeypatch.setattr(release, "read_golden", opened)
+    monkeypatch.setattr(golden_proof, "open_artifact", opened)
+    monkeypatch.setattr(golden_proof, "read_golden", opened)
     return copy
 
 

@@ -1,0 +1,103 @@
+"""One file run on a release's golden samples, wherever that is: what it answers, what that is worth, how long it
+takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporters import ExportError
+from exporters.runtimes import Arrays, Runtime
+from soup import Progress
+from soup.files import finite
+from soup.gates import Check, Subject, accuracy_gate
+from soup.golden import GOLDEN, Golden, read_golden
+from soup.judge import paired
+from soup.proof import TIMED, Artifact, Findings, open_artifact, outputs_check, place_of, proof_of, prove_latency
+from soup.release_facts import ReleaseFacts, latency_rule
+from soup.tasks import Metric, metric_named
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a file is held against: the golden samples, the release's facts, and what the user calls this device."""
+
+    golden: Golden
+    facts: ReleaseFacts
+    metric: Metric
+    device: str | None
+    progress: Progress
+
+
+def yardstick_of(release: Path, facts: ReleaseFacts, *, device: str | None, progress: Progress) -> Yardstick:
+    """The yardstick that a release carries. Raises SoupError where it is damaged."""
+    metric = metric_named(facts.task, facts.metric)
+    return Yardstick(read_golden(release / GOLDEN), facts, metric, device, progress)
+
+
+def prove_on_golden(
+    folder: Path, artifact: Artifact, by: Yardstick, findings: Findings, *,
+    references: Sequence[str], timed: bool = True,
+) -> bool:  # fmt: skip
+    """Run a file of `folder` on the golden samples; where nothing here can, that is a note, no failure, and False.
+
+    `references` name recorded answers ("torch" or a file) to compare with, of which those that were recorded count.
+    Without `timed` only outputs are proved: that is for a file that another one is built from.
+    """
+    try:
+        with open_artifact(folder, artifact) as runtime:
+            answers = runtime(by.golden.inputs)
+            where = str(place_of(runtime.info, device=by.device))
+            findings.checks += _outputs_checks(artifact, answers, by, references=references, where=where)
+            if timed:
+                _prove_worth(runtime, artifact, answers, by, findings, where=where)
+            shown = ("outputs", "golden metric", "latency") if timed else ("outputs", "golden metric")
+            findings.verified.append(proof_of(artifact, runtime.info, proved=shown))
+    except ExportError as error:
+        if error.kind != "environment":
+            raise
+        reason = str(error).removeprefix(f"{folder / artifact.file}: ")
+        findings.notes.append(f"{artifact.file} was not run here: {reason}")
+        return False
+    findings.values[artifact.file] = golden_value(answers, by)
+    return True
+
+
+def golden_value(answers: Arrays, by: Yardstick) -> float | None:
+    """The metric on the golden samples; None where it is not a number."""
+    return finite(by.metric.reduce(by.metric.per_sample(answers, by.golden.targets)))
+
+
+def _outputs_checks(
+    artifact: Artifact, answers: Arrays, by: Yardstick, *, references: Sequence[str], where: str
+) -> list[Check]:
+    return [
+        outputs_check(
+            by.golden.outputs[reference], answers,
+            Subject(artifact.file, f"{reference} at export → {artifact.label} here", where), limit=artifact.tolerance,
+        )
+        for reference in references if reference in by.golden.outputs
+    ]  # fmt: skip
+
+
+def _prove_worth(
+    runtime: Runtime, artifact: Artifact, answers: Arrays, by: Yardstick, findings: Findings, *, where: str
+) -> None:
+    """The accuracy gate where these samples can decide it, and latency."""
+    findings.checks += _accuracy_again(answers, by, Subject(artifact.file, "gate", where))
+    by.progress(f"timing {artifact.file}: {TIMED}", 0, 0)
+    rule = latency_rule(by.facts.gates)
+    prove_latency(runtime, artifact, by.golden.inputs, findings, rule=rule, device=by.device)
+
+
+def _accuracy_again(answers: Arrays, by: Yardstick, subject: Subject) -> tuple[Check, ...]:
+    """The accuracy gate again, where the golden samples are all of val; a few of them, the hardest among them, would
+    judge too harshly."""
+    gate = by.facts.gates.accuracy
+    if gate is None or not by.facts.golden.can_judge:
+        return ()
+    metric = by.metric
+    interval = paired(metric, metric.per_sample(answers, by.golden.targets), by.golden.best_single, groups=None)
+    return (accuracy_gate(interval, subject, max_drop=gate.max_drop, higher_is_better=metric.higher_is_better,
+                          unit=metric.unit),)  # fmt: skip

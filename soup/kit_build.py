@@ -1,0 +1,201 @@
+"""The packed graphs of a release in their order, each built and proved here, until one ships: the device's own part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from exporters import ExportError
+from exporters.engine_settings import EngineSettings
+from exporters.onnx_to_tensorrt import EngineBuild, find_builder, onnx_to_tensorrt
+from exporters.precision import Precision
+from exporters.trt_api import uses_timing_cache
+from soup import SoupError
+from soup.attempts import Attempt
+from soup.build_folder import first_complaint
+from soup.files import sha256_file
+from soup.gates import Check, Exit, Subject, exit_code
+from soup.golden_proof import Yardstick, prove_on_golden
+from soup.manifest import FILE_NAME
+from soup.proof import Artifact, Findings, built_check, built_proof
+from soup.release_facts import Candidate, ReleaseFacts, recipe_of
+
+ENGINE, LAYERS, TIMING_CACHE = "model.engine", "model.layers.json", "timing.cache"
+_LOWER = {"fp16": ("Half",), "int8": ("Int8",)}  # TensorRT's names of the types, one of which must be there
+_NOT_FP32 = ("Half", "BFloat16", "Int8", "FP8")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A kit in progress: the release, the folder that it fills, and what engines are held against."""
+
+    release: Path
+    stage: Path
+    facts: ReleaseFacts
+    by: Yardstick
+    allow_inconclusive: bool
+
+    def unlocated(self, text: str, *folders: Path) -> str:
+        """A message as it may travel: files by their names, no folder of this machine."""
+        for folder in (*folders, self.stage, self.release):
+            text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One packed graph: what became of it, and its engine in `folder` where one was built."""
+
+    candidate: Candidate
+    attempt: Attempt
+    findings: Findings
+    folder: Path | None = None
+    build: EngineBuild | None = None
+    engine: Artifact | None = None
+    missing: bool = False  # nothing here could have built it, whatever the graph
+
+
+def climb(job: Job) -> tuple[Tried, ...]:
+    """Every candidate down to the first that ships.
+
+    Raises ExportError where no engine could be built at all: environment if nothing here builds any, else build.
+    """
+    tried: list[Tried] = []
+    for candidate in recipe_of(job.facts).candidates:
+        tried.append(_try(job, candidate))
+        if tried[-1].attempt.outcome == "ships":
+            break
+    if not any(one.build for one in tried):
+        raise _nothing_built(job, tried)
+    return tuple(tried)
+
+
+def _nothing_built(job: Job, tried: Sequence[Tried]) -> ExportError:
+    reasons = dict.fromkeys(one.attempt.reason for one in tried)  # without a builder all have one and the same
+    if not tried:
+        reasons = {"the release packs no ONNX graph": None}
+    kind = "environment" if tried and all(one.missing for one in tried) else "build"
+    text = "; ".join(reason.rstrip(".") for reason in reasons)
+    return ExportError(f"{job.release}: no engine could be built here: {text}.", kind=kind)  # type: ignore[arg-type]
+
+
+def _try(job: Job, candidate: Candidate) -> Tried:
+    """The graph itself first, where ONNX Runtime is there: what answers wrongly here is not worth a build."""
+    findings = Findings()
+    graph = _graph(job, candidate)
+    prove_on_golden(job.release, graph, job.by, findings, references=("torch", graph.file), timed=False)
+    if not _may_ship(job, findings.checks):
+        return Tried(candidate, _failed(job, candidate, findings), findings)
+    folder = job.stage / candidate.precision
+    folder.mkdir()
+    try:
+        build = _build(job, candidate, folder)
+    except ExportError as error:
+        if error.kind == "input":
+            raise
+        reason = job.unlocated(str(error), folder)
+        findings.checks.append(Check("engine", _hop(candidate), "build", "fail", reason))
+        attempt = replace(_failed(job, candidate, findings), reason=reason)
+        return Tried(candidate, attempt, findings, folder, missing=error.kind == "environment")
+    return _proved(job, Tried(candidate, _failed(job, candidate, findings), findings, folder, build))
+
+
+def _proved(job: Job, one: Tried) -> Tried:
+    """Run the very engine that is to ship, where there is a GPU; elsewhere that nobody did is a note."""
+    assert one.build is not None
+    assert one.folder is not None
+    candidate, findings, build = one.candidate, one.findings, one.build
+    batch = recipe_of(job.facts).batch
+    engine = Artifact(ENGINE, "engine", build.sha256, batch, candidate.tolerance, candidate.precision)
+    findings.checks += [built_check(build), _precision_check(candidate, build)]
+    findings.notes += [job.unlocated(note, one.folder) for note in build.notes]
+    if not prove_on_golden(one.folder, engine, job.by, findings, references=("torch", candidate.file)):
+        built = built_proof(ENGINE, build)
+        findings.verified.append(replace(built, proved=(*built.proved, "not run")))
+    attempt = _attempt(job, candidate, findings)
+    return replace(one, attempt=attempt, engine=engine)
+
+
+def _build(job: Job, candidate: Candidate, folder: Path) -> EngineBuild:
+    recipe, graph = recipe_of(job.facts), job.release / candidate.file
+    own = () if isinstance(recipe.batch, int) else (recipe.batch,)
+    build = onnx_to_tensorrt(
+        graph, folder / ENGINE, profiles=recipe.profiles or own, settings=_settings(job, recipe.settings),
+        progress=lambda phase, done, total: job.by.progress(
+            f"building the {candidate.precision.upper()} engine: {phase}", done, total
+        ),
+    )  # fmt: skip
+    if sha256_file(graph) != candidate.sha256:
+        raise SoupError(f"{graph}: was changed while the engine was built from it. Fetch the release again.")
+    return build
+
+
+def _settings(job: Job, packed: Mapping[str, object]) -> EngineSettings:
+    """What the release asks for, and the kit's timing cache, which one build hands to the next, where it is of use."""
+    where = job.release / FILE_NAME
+    if unknown := set(packed) - {one.name for one in fields(EngineSettings)}:
+        raise SoupError(
+            f"{where}: asks for the engine setting '{sorted(unknown)[0]}', not known here. Upgrade edgesoup."
+        )
+    try:
+        settings = TypeAdapter(EngineSettings).validate_python(packed)
+    except ValidationError as error:
+        raise SoupError(f"{where}: {first_complaint(error)}. Export the release again.") from error
+    builder, path = find_builder(), job.stage / TIMING_CACHE
+    if builder is None or not uses_timing_cache(builder.flavour):
+        return replace(settings, timing_cache=None, timing_cache_sha256=None)
+    pinned = sha256_file(path) if path.is_file() else None
+    return replace(settings, timing_cache=path, timing_cache_sha256=pinned)
+
+
+def _graph(job: Job, candidate: Candidate) -> Artifact:
+    """The candidate as the release lists it among what can run, else as its recipe says."""
+    listed = next((one for one in job.facts.artifacts if one.file == candidate.file), None)
+    batch = recipe_of(job.facts).batch
+    return listed or Artifact(candidate.file, "onnx", candidate.sha256, batch, candidate.tolerance, candidate.precision)
+
+
+def _precision_check(candidate: Candidate, build: EngineBuild) -> Check:
+    """Whether the engine computes in what its graph asks for, by the types of its layers."""
+    asked, found = candidate.precision, ", ".join(f"{count} {name}" for name, count in build.dtypes.items())
+    subject = Subject(ENGINE, _hop(candidate), build.flavour)
+    check = Check(subject.name, subject.hop, "precision", "pending", "", where=subject.where)
+    if build.layers is None:
+        return replace(check, message=f"{asked} was asked for; the engine's layers are not readable here")
+    met = _is(asked, build.dtypes)
+    message = f"{asked} was asked for, the layers compute in: {found}"
+    return replace(check, verdict="pass" if met else "fail", message=message)
+
+
+def _is(asked: Precision, dtypes: Mapping[str, int]) -> bool:
+    if asked == "fp32":
+        return not any(name in dtypes for name in _NOT_FP32)
+    return any(name in dtypes for name in _LOWER[asked])
+
+
+def _hop(candidate: Candidate) -> str:
+    return f"{'ONNX' if candidate.precision == 'fp32' else candidate.precision.upper()} → engine"
+
+
+def _attempt(job: Job, candidate: Candidate, findings: Findings) -> Attempt:
+    if not _may_ship(job, findings.checks):
+        return _failed(job, candidate, findings)
+    value = findings.values.get(ENGINE, findings.values.get(candidate.file))
+    reason = "passes every gate that can be judged here"
+    return Attempt(candidate.precision, candidate.file, "ships", reason, value, checks=tuple(findings.checks))
+
+
+def _failed(job: Job, candidate: Candidate, findings: Findings) -> Attempt:
+    """With the first check that stops it, in words."""
+    stopping = next((check for check in findings.checks if not _may_ship(job, [check])), None)
+    reason = f"{stopping.name}, {stopping.hop}: {stopping.message}" if stopping else ""
+    value = findings.values.get(ENGINE, findings.values.get(candidate.file))
+    return Attempt(candidate.precision, candidate.file, "failed", reason, value, checks=tuple(findings.checks))
+
+
+def _may_ship(job: Job, checks: Sequence[Check]) -> bool:
+    """As at export: nothing failed, and nothing is undecided unless that was allowed; what is only open may be."""
+    return exit_code(checks, allow_inconclusive=job.allow_inconclusive) in (Exit.OK, Exit.ENVIRONMENT)
