@@ -100,7 +100,7 @@ def _divergences(counts: np.ndarray, candidates: np.ndarray) -> np.ndarray:
         logs = np.where(weights > 0, np.log(own / filled), 0.0)
         p_log_q = (weights * logs).sum(axis=1)
         divergence = (p_log_p - p_log_q) / total - np.log(total) + np.log(total - clipped)
-    return np.nan_to_num(divergence, nan=np.inf, posinf=np.inf)
+    return np.asarray(np.nan_to_num(divergence, nan=np.inf, posinf=np.inf))
 
 
 def _between(values: np.ndarray, edges: np.ndarray) -> np.ndarray:

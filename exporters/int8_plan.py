@@ -130,7 +130,7 @@ def _concatenated(plan: Int8Plan, tensor: str) -> Iterator[str]:
 def _prepared(model: bytes, *, where: str) -> tuple[onnx.ModelProto, tuple[Layer, ...]]:
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as error:
         message = f"{where}: onnx is not installed, which INT8 needs. Run: pip install 'edgesoup[build]'"
         raise ExportError(message, kind="environment") from error
