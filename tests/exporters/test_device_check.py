@@ -33,7 +33,8 @@ with open(os.environ["FAKE_LOG"], "a") as log:
 if "onnx" in options:
     if os.environ.get("FAKE_BUILD") == "fails":
         sys.exit("[E] Error[4]: no importer registered for op: Foo")
-    shutil.copy(options["onnx"], options["saveEngine"])
+    if os.environ.get("FAKE_BUILD") != "writes nothing":
+        shutil.copy(options["onnx"], options["saveEngine"])
     sys.exit(0)
 if os.environ.get("FAKE_RUN") == "fails":
     sys.exit("[E] The engine plan file is not compatible with this version of TensorRT")
@@ -279,6 +280,12 @@ def test_a_build_that_fails_shows_why_and_leaves_no_engine(release: Release) -> 
     assert not (release.work / "soup-device-check" / "model.engine").exists()
 
 
+def test_the_engine_of_another_onnx_is_not_taken_for_a_build_that_wrote_nothing(release: Release) -> None:
+    assert release.check()[0] == 0
+    (release.work / "soup-device-check" / "model.engine.from").write_text("of another\n")
+    assert release.check(FAKE_BUILD="writes nothing")[0] == 7
+
+
 def test_an_engine_that_does_not_run_says_what_to_remove(release: Release) -> None:
     code, _, wrong = release.check(FAKE_RUN="fails")
     assert code == 7
@@ -306,6 +313,12 @@ def test_shellcheck_finds_nothing_where_it_is_installed(release: Release) -> Non
         ["shellcheck", "--shell=sh", release.folder / "check_device.sh"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("value", "allowed"), [(0.5, "0.001"), (-20.0, "0.02")])
+def test_what_is_allowed_grows_with_the_output_but_not_below_one(release: Release, value: float, allowed: str) -> None:
+    release.outputs = {"scores": np.full((1, 5), value), "sum": np.zeros((1, 1))}
+    assert f'compare "$run" 0 scores {allowed} 5 ||' in release.write()["check_device.sh"].decode()
 
 
 def test_equal_samples_give_equal_files(release: Release) -> None:

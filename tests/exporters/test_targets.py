@@ -208,5 +208,5 @@ def test_the_table_decides_opset_exporter_and_precision_path() -> None:
 def test_what_check_target_says_of_a_precision_is_what_unfit_says(precision: Precision) -> None:
     for target in TARGETS.values():
         reason = unfit(target, precision)
-        said = problems(target, precisions=(precision,))
+        said = problems(target.name, precisions=(precision,))
         assert said == ("" if reason is None else f"{target.name}: {precision}: {reason}")
