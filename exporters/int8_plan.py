@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exporters import ExportError
-from exporters.layers import Layer, compute_layers
+from exporters.layers import Layer, compute_layers, inferred
 from exporters.onnx_wire import has_external_data
 
 if TYPE_CHECKING:
@@ -157,7 +157,10 @@ def _prepared(model: bytes, *, where: str) -> tuple[onnx.ModelProto, tuple[Layer
     names = {layer.outputs[0]: layer.name for layer in layers}
     for node in proto.graph.node:
         node.name = names.get(node.output[0], node.name)
-    return onnx.shape_inference.infer_shapes(proto), layers
+    graph, _ = inferred(proto, sized=False)
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(graph.value_info)
+    return proto, layers
 
 
 def _constants_to_initializers(proto: onnx.ModelProto) -> None:
