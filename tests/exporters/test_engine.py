@@ -155,6 +155,69 @@ def test_an_engine_refuses_inputs_that_are_not_its_own_and_calls_after_close(tmp
 
 
 @pytest.mark.gpu
+def test_a_captured_graph_gives_what_a_plain_run_gives(tmp_path: Path) -> None:
+    linear_onnx(tmp_path / "model.onnx", batch="n")
+    built = onnx_to_tensorrt(
+        tmp_path / "model.onnx", tmp_path / "model.engine", profile=(2, 4, 8), workspace_bytes=None
+    )
+    batches = [np.random.default_rng(seed).normal(size=(count, 6)).astype(np.float32)
+               for seed, count in enumerate((4, 4, 4, 7, 7, 4))]  # fmt: skip
+
+    with (
+        open_engine(built.path, expected_sha256=built.sha256) as plain,
+        open_engine(built.path, expected_sha256=built.sha256, cuda_graph=True) as replayed,
+    ):
+        for batch in batches:
+            np.testing.assert_array_equal(plain({"input": batch})["output"], replayed({"input": batch})["output"])
+        replayed({"input": batches[-1]})
+        assert (replayed.cuda_graph, replayed.notes) == (True, ())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("samples", [1, 3, 8, 30])
+def test_an_engine_with_several_profiles_runs_any_number_of_samples(tmp_path: Path, samples: int) -> None:
+    weight = linear_onnx(tmp_path / "model.onnx", batch="n")
+    built = onnx_to_tensorrt(
+        tmp_path / "model.onnx", tmp_path / "model.engine", profiles=((1, 1, 1), (4, 8, 8)), workspace_bytes=None
+    )
+    inputs = {"input": np.random.default_rng(1).normal(size=(samples, 6)).astype(np.float32)}
+
+    with open_engine(built.path, expected_sha256=built.sha256) as opened:
+        np.testing.assert_allclose(opened(inputs)["output"], inputs["input"] @ weight, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.gpu
+def test_resident_inputs_are_timed_without_copies(tmp_path: Path) -> None:
+    linear_onnx(tmp_path / "model.onnx", batch=2)
+    built = onnx_to_tensorrt(tmp_path / "model.onnx", tmp_path / "model.engine", profile=None, workspace_bytes=None)
+
+    with open_engine(built.path, expected_sha256=built.sha256) as opened:
+        call = opened.resident({"input": np.ones((2, 6), np.float32)})
+        call()
+        assert opened.last_gpu_ms is not None
+        assert opened.last_gpu_ms > 0
+
+
+@pytest.mark.gpu
+def test_an_output_whose_size_the_data_decides_is_numpys(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["input"], ["found"])], "nonzero",
+        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [4, 6])],
+        [helper.make_tensor_value_info("found", onnx.TensorProto.INT64, [2, "n"])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    built = onnx_to_tensorrt(tmp_path / "model.onnx", tmp_path / "model.engine", profile=None, workspace_bytes=None)
+
+    with open_engine(built.path, expected_sha256=built.sha256) as opened:
+        for seed in range(3):
+            data = np.random.default_rng(seed).integers(0, 2, size=(4, 6)).astype(np.float32)
+            np.testing.assert_array_equal(opened({"input": data})["found"], np.array(np.nonzero(data)))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("module", ["pycuda.driver", "cuda.bindings.runtime"])
 def test_bytes_go_to_the_device_and_come_back(module: str) -> None:
     pytest.importorskip(module.partition(".")[0])
