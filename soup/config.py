@@ -12,13 +12,13 @@ from pydantic import Field, JsonValue, PrivateAttr, ValidationError, ValidationI
 from soup import SoupError
 from soup.config_errors import problems_of
 from soup.export_sections import Export, Quantization
+from soup.gate_sections import Gates
 from soup.search_sections import Explain, Search
 from soup.sections import (
     Batchnorm,
     Checkpoints,
     Data,
     Expect,
-    Gates,
     Preprocess,
     Release,
     Section,

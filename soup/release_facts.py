@@ -13,10 +13,10 @@ from exporters.runtimes import TensorInfo
 from soup import SoupError
 from soup.attempts import Attempt
 from soup.build_folder import Model, first_complaint
+from soup.gate_sections import Gates
 from soup.gates import Check, Place
 from soup.manifest import FILE_NAME, Manifest
 from soup.proof import Artifact, LatencyRule, Proof
-from soup.sections import Gates
 
 
 @dataclass(frozen=True, slots=True)
