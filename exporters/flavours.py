@@ -1,4 +1,4 @@
-"""The two TensorRTs behind one import: classic `tensorrt` 10 and 11, and `tensorrt_rtx`; and what their loggers say."""
+"""The two TensorRTs behind one import: classic `tensorrt`, 8.6 or newer, and `tensorrt_rtx`; what their loggers say."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from exporters import ExportError
 Flavour = Literal["tensorrt", "tensorrt_rtx"]
 Record = tuple[str, str]  # severity ("INTERNAL_ERROR" | "ERROR" | "WARNING" | "INFO" | "VERBOSE"), message
 
+OLDEST = (8, 6)
 _PIP = {
     "tensorrt": "pip install 'edgesoup[trt]' (on a Jetson it comes with JetPack)",
     "tensorrt_rtx": "pip install 'edgesoup[rtx]'",
@@ -23,7 +24,7 @@ _SOURCE_PLACE = re.compile(r"\.?\s*In \S+ at \S+:\d+|\[\w+\.cpp:\d+: \w+\] ")
 
 
 def import_flavour(flavour: Flavour) -> ModuleType:
-    """The imported module. Raises ExportError (environment): absent, does not load, or TensorRT 9 or older."""
+    """The imported module. Raises ExportError (environment): absent, does not load, or older than TensorRT 8.6."""
     try:
         trt = importlib.import_module(flavour)
     except (ImportError, OSError) as error:
@@ -31,13 +32,17 @@ def import_flavour(flavour: Flavour) -> ModuleType:
             f"{flavour}: cannot be imported: {error}. Install it: {_PIP[flavour]}.", kind="environment"
         ) from error
     version = str(trt.__version__)
-    if flavour == "tensorrt" and int(version.partition(".")[0]) < 10:
+    if flavour == "tensorrt" and _major_minor(version) < OLDEST:
         raise ExportError(
-            f"tensorrt: version {version}, expected 10 or newer: strongly typed networks begin there. "
-            "Support for TensorRT 8 comes with a later version of edgesoup.",
+            f"tensorrt: version {version}, expected {OLDEST[0]}.{OLDEST[1]} or newer (JetPack 6). "
+            "On JetPack 5 build with trtexec, by the line in the release folder.",
             kind="environment",
         )
     return trt
+
+
+def _major_minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def make_logger(trt: ModuleType, on_record: Callable[[str, str], None]) -> Any:

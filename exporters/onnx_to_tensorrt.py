@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
-import re
-import select
-import signal
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from exporters import ExportError
-from exporters.engine_builder import Request, peak_memory_bytes
+from exporters.build_process import Progress, run_child
+from exporters.build_request import Request
+from exporters.engine_settings import EngineSettings, check_settings
 from exporters.flavours import Flavour
 from exporters.gpu import Gpu, find_gpu
-
-_TICK_SECONDS = 0.1  # how often the child's memory and the deadline are looked at
+from exporters.onnx_facts import inspect_onnx
+from exporters.profiles import Profile, resolve_profiles
+from exporters.trt_api import FEATURES, uses_timing_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +36,11 @@ class EngineBuild:
     """A built engine, hashed as it lies on disk.
 
     `compute_capabilities` is empty for a portable tensorrt_rtx engine (Ampere and later). `dtypes` counts layers by
-    TensorRT's name of the type they compute on. Where the builder's record was not readable, `layers` is None.
+    TensorRT's name of the type they compute on. Where no record of the layers was readable, `layers` is None.
+    `typing` is "strong", or "weak" where the graph's types were held by flags. `timing_cache_sha256` is of the cache as
+    written after the build. `corners` counts the profile corners that the engine took, None where it was not opened.
+    `dla_layers` and `gpu_layers` name the network's layers by where they run, None without a DLA or where the log does
+    not tell. `notes` says what was asked and is not so, in sentences.
     """
 
     path: Path
@@ -55,6 +55,21 @@ class EngineBuild:
     layers: int | None
     dtypes: Mapping[str, int]
     log_warnings: tuple[str, ...]
+    typing: str = "strong"
+    workspace_bytes: int | None = None
+    timing_cache_sha256: str | None = None
+    corners: int | None = None
+    dla_layers: tuple[str, ...] | None = None
+    gpu_layers: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dla_share(self) -> float | None:
+        """Layers on the DLA over all that were placed, for a gate; None where that is not known."""
+        if self.dla_layers is None or self.gpu_layers is None:
+            return None
+        placed = len(self.dla_layers) + len(self.gpu_layers)
+        return len(self.dla_layers) / placed if placed else 0.0
 
 
 def find_builder() -> Builder | None:
@@ -77,24 +92,34 @@ def onnx_to_tensorrt(
     onnx_path: Path,
     engine_path: Path,
     *,
-    profile: tuple[int, int, int] | None,
-    workspace_bytes: int | None,
+    profile: tuple[int, int, int] | None = None,
+    profiles: Sequence[Profile] = (),
+    workspace_bytes: int | None = None,
     compute_capabilities: Sequence[str] = (),
+    settings: EngineSettings | None = None,
+    must_take: int | None = None,
     timeout_s: float | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> EngineBuild:
-    """Build a strongly typed engine and write it with its layer record (`<engine stem>.layers.json`) beside it.
+    """Build an engine with the graph's own types and write it with its layer record (`<engine stem>.layers.json`).
 
-    `profile` is the batch (min, opt, max) of every dynamic input, None for a static graph. `compute_capabilities`
-    ("8.6", "8.9") are for tensorrt_rtx; none means portable there, and the GPU at hand for classic TensorRT. `progress`
-    gets the names of phases. After a failure a part of the engine may lie at `engine_path`: stage the folder.
+    A profile is the batch (min, opt, max) of every dynamic input, or whole shapes by input; `profile` is one of
+    `profiles`, a static graph has none. `must_take` is a batch that one of them has to take. `workspace_bytes` and
+    `compute_capabilities` go before the same fields of `settings`. `progress` gets a phase, its steps done, and its
+    steps in all, 0 where not known. Files have their names only when they are whole, the engine last.
 
-    Raises ExportError: input (file, profile, capability), environment (no builder that could), build (everything else).
+    Raises ExportError: input (file, profile, setting), environment (no builder that could), build (everything else).
     """
-    _check_profile(profile)
-    _check_compute_capabilities(compute_capabilities)
+    settings = settings or EngineSettings()
+    if workspace_bytes is not None:
+        settings = replace(settings, workspace_bytes=workspace_bytes)
+    if compute_capabilities:
+        settings = replace(settings, compute_capabilities=tuple(dict.fromkeys(compute_capabilities)))
+    check_settings(settings)
     if not onnx_path.is_file():
         raise ExportError(f"{onnx_path}: not found, expected an ONNX model.", kind="input")
+    asked = (*((profile,) if profile is not None else ()), *profiles)
+    shapes = resolve_profiles(inspect_onnx(onnx_path).inputs, asked, must_take=must_take, where=str(onnx_path))
     builder = _required_builder()
     layers_path = engine_path.with_suffix(".layers.json")
     request = Request(
@@ -102,54 +127,75 @@ def onnx_to_tensorrt(
         engine_path=str(engine_path.resolve()),
         layers_path=str(layers_path.resolve()),
         flavour=builder.flavour,
-        profile=profile,
-        workspace_bytes=workspace_bytes,
-        compute_capabilities=_to_set(builder, tuple(dict.fromkeys(compute_capabilities))),
+        profiles=shapes,
+        settings=_for_builder(builder, settings),
+        has_gpu=builder.gpu is not None,
+        parent=os.getpid(),
     )
     started = time.monotonic()
-    result = _run_child(request, timeout_s=timeout_s, progress=progress)
+    result = run_child(request, timeout_s=timeout_s, progress=progress)
+    return _engine_build(engine_path, layers_path, builder, request, result, seconds=time.monotonic() - started)
+
+
+def _engine_build(
+    path: Path, layers_path: Path, builder: Builder, request: Request, result: Mapping[str, Any], *, seconds: float
+) -> EngineBuild:
     return EngineBuild(
-        path=engine_path,
+        path=path,
         layers_path=layers_path,
         flavour=builder.flavour,
         version=result["version"],
         compute_capabilities=_built_for(builder, request),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         peak_memory_bytes=result["peak_memory_bytes"],
         size_bytes=result["size_bytes"],
         sha256=result["sha256"],
         layers=result["layers"],
         dtypes=result["dtypes"],
         log_warnings=tuple(result["warnings"]),
+        typing=result["typing"],
+        workspace_bytes=result["workspace_bytes"],
+        timing_cache_sha256=result["timing_cache_sha256"],
+        corners=result["corners"],
+        dla_layers=_names(result["dla_layers"]),
+        gpu_layers=_names(result["gpu_layers"]),
+        notes=_notes(request, result),
     )
 
 
-def _check_profile(profile: tuple[int, int, int] | None) -> None:
-    if profile is None:
-        return
-    least, usual, greatest = profile
-    if not 1 <= least <= usual <= greatest:
-        raise ExportError(
-            f"profile: batch (min, opt, max) is {profile}, expected 1 <= min <= opt <= max.", kind="input"
-        )
-
-
-def _check_compute_capabilities(names: Sequence[str]) -> None:
-    wrong = [name for name in names if not re.fullmatch(r"\d{1,2}\.\d", name)]
-    if wrong:
-        raise ExportError(f"compute capabilities: {', '.join(map(repr, wrong))}, expected the form 8.6.", kind="input")
-
-
-def _to_set(builder: Builder, asked: tuple[str, ...]) -> tuple[str, ...]:
-    """What must be set in the builder: nothing where classic TensorRT is asked for the very GPU that it has."""
+def _for_builder(builder: Builder, settings: EngineSettings) -> EngineSettings:
+    """Paths made whole; no capability where classic TensorRT is asked for the very GPU that it has."""
     own = (builder.gpu.compute_capability,) if builder.gpu and builder.flavour == "tensorrt" else None
-    return () if asked == own else asked
+    capabilities = () if settings.compute_capabilities == own else settings.compute_capabilities
+    cache = settings.timing_cache.resolve() if settings.timing_cache else None
+    return replace(settings, compute_capabilities=capabilities, timing_cache=cache)
 
 
 def _built_for(builder: Builder, request: Request) -> tuple[str, ...]:
     if builder.flavour == "tensorrt" and builder.gpu:
         return (builder.gpu.compute_capability,)
-    return request.compute_capabilities
+    return request.settings.compute_capabilities
+
+
+def _names(names: Sequence[str] | None) -> tuple[str, ...] | None:
+    return tuple(names) if names is not None else None
+
+
+def _notes(request: Request, result: Mapping[str, Any]) -> tuple[str, ...]:
+    settings, notes = request.settings, []
+    if settings.timing_cache is not None and not uses_timing_cache(request.flavour):
+        reason = FEATURES["timing_cache"].rtx
+        notes.append(f"no timing cache was read or written: {request.flavour} {result['version']}: {reason}")
+    if request.profiles and result["corners"] is None:
+        notes.append("the corners of the profiles were accepted by the builder; the engine was not opened for them")
+    if settings.strip_weights:
+        notes.append("the engine has no weights: it has to be refitted from the ONNX file before it runs")
+    if settings.dla_core is not None and result["dla_layers"] is None:
+        notes.append("which layers run on the DLA is not known: the builder's log does not tell")
+    if result["gpu_layers"]:
+        layers = ", ".join(f"'{name}'" for name in result["gpu_layers"])
+        notes.append(f"{len(result['gpu_layers'])} layers fell back to the GPU: {layers}")
+    return tuple(notes)
 
 
 def _required_builder() -> Builder:
@@ -161,76 +207,3 @@ def _required_builder() -> Builder:
         "(builds ahead of time, also without a GPU), or build on the device, from the release folder.",
         kind="environment",
     )
-
-
-def _run_child(request: Request, *, timeout_s: float | None, progress: Callable[[str], None] | None) -> dict[str, Any]:
-    """The child's result event. Whatever ends this function early ends the child too."""
-    deadline = time.monotonic() + timeout_s if timeout_s is not None else None
-    command = [sys.executable, "-m", "exporters.engine_builder", json.dumps(asdict(request))]
-    # `-m` looks in the working directory first: make that the folder of this very package.
-    folder = Path(__file__).parents[1]
-    with (
-        tempfile.TemporaryFile() as stderr,
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=folder
-        ) as process,
-    ):
-        last: dict[str, Any] = {}
-        last_log, peak_bytes = "nothing was logged", 0
-        try:
-            for event in _events(process, deadline):
-                peak_bytes = max(peak_bytes, peak_memory_bytes(process.pid))
-                last = event or last
-                last_log = event.get("log", last_log)
-                if progress and "phase" in event:
-                    progress(event["phase"])
-        except TimeoutError as error:
-            process.kill()
-            raise ExportError(
-                f"{request.onnx_path}: the engine was not built within {timeout_s:g} s; the build was stopped."
-            ) from error
-        except BaseException:
-            process.kill()
-            raise
-        code = process.wait()
-        if "error" in last:
-            raise ExportError(last["error"], kind=last["kind"])
-        if code == 0 and "result" in last:
-            return dict(last["result"])
-        raise _death(request, code, last_log=last_log, peak_bytes=peak_bytes, stderr=stderr)
-
-
-def _events(process: subprocess.Popen[bytes], deadline: float | None) -> Iterator[dict[str, Any]]:
-    """The child's events until it closes its end; an empty one at every tick. Raises TimeoutError past the deadline."""
-    assert process.stdout is not None
-    descriptor, rest = process.stdout.fileno(), b""
-    while True:
-        if deadline is not None and time.monotonic() > deadline:
-            raise TimeoutError
-        if not select.select([descriptor], [], [], _TICK_SECONDS)[0]:
-            yield {}
-            continue
-        block = os.read(descriptor, 1 << 16)
-        if not block:
-            return
-        *lines, rest = (rest + block).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
-
-
-def _death(request: Request, code: int, *, last_log: str, peak_bytes: int, stderr: IO[bytes]) -> Exception:
-    """Why a child ended without result or error: killed, crashed, or a bug of ours with its traceback."""
-    peak = f"at a peak of {peak_bytes / 2**20:.0f} MiB of memory"
-    if code == -signal.SIGKILL:
-        return ExportError(
-            f"{request.onnx_path}: the system killed the build (SIGKILL) {peak}, most likely for want of memory. "
-            "Allow a smaller workspace, end other programs, or add swap."
-        )
-    if code < 0:
-        name = signal.Signals(-code).name
-        return ExportError(
-            f"{request.onnx_path}: {request.flavour} crashed ({name}) {peak}; its last words: '{last_log.strip()}'. "
-            "Try another TensorRT version, and report it to NVIDIA with the model."
-        )
-    stderr.seek(0)
-    return RuntimeError(f"the engine builder ended with code {code}:\n{stderr.read().decode(errors='replace')}")

@@ -2,18 +2,28 @@ from __future__ import annotations
 
 import json
 import os
+import select
+import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from exporters import ExportError, onnx_to_tensorrt
+from exporters.build_request import Request, read_request
 from exporters.engine_builder import peak_memory_bytes
+from exporters.engine_files import store
+from exporters.engine_settings import EngineSettings, settings_facts, settings_from
 from exporters.flavours import import_flavour
 from exporters.gpu import Gpu, find_gpu
+from exporters.memory import available_bytes
 from exporters.onnx_to_tensorrt import Builder, EngineBuild, find_builder
 from exporters.plan import inspect_engine
 
@@ -23,8 +33,43 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
+# A parent that tells its child's pid at the first phase, while the child waits: its log is more than a pipe holds.
+BUILDING = """
+import os, pathlib, sys, time
+from exporters.onnx_to_tensorrt import onnx_to_tensorrt
+
+folder, told = pathlib.Path(sys.argv[1]), []
+
+def progress(phase, done, total):
+    if not told:
+        told.append(phase)
+        print(pathlib.Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()[-1], flush=True)
+        time.sleep(60)  # until the signal
+
+onnx_to_tensorrt(folder / "model.onnx", folder / "model.engine", progress=progress)
+"""
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder]
+    if shutil.which("mount") is None or subprocess.run(mount, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("a file system can be mounted only by root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
 def write_onnx(
-    path: Path, *, batch: int | str = 1, blocks: int = 1, dtype: type = np.float32, activation: str = "Relu"
+    path: Path,
+    *,
+    batch: int | str = 1,
+    blocks: int = 1,
+    dtype: type = np.float32,
+    activation: str = "Relu",
+    opset: int = 18,
 ) -> Path:
     """`blocks` of convolution and activation, pooling, and a linear head: [batch, 3, 16, 16] → [batch, 10]."""
     helper, random = onnx.helper, np.random.default_rng(0)
@@ -46,7 +91,7 @@ def write_onnx(
         [helper.make_tensor_value_info("output", code, [batch, 10])],
         [onnx.numpy_helper.from_array(array.astype(dtype), name) for name, array in weights.items()],
     )
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]).SerializeToString())
+    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]).SerializeToString())
     return path
 
 
@@ -65,14 +110,14 @@ def children() -> list[int]:
     return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
-def at_first_phase(action: Callable[[int], object]) -> Callable[[str], None]:
+def at_first_phase(action: Callable[[int], object]) -> Callable[[str, int, int], None]:
     """A progress callback that does something to the builder's process while that is still at work.
 
     The model must log more than a pipe holds (64 KiB), so that the builder waits for the reader, which is in here.
     """
     done: list[str] = []
 
-    def progress(phase: str) -> None:
+    def progress(phase: str, steps: int, total: int) -> None:
         if not done:
             done.append(phase)
             action(children()[-1])
@@ -85,7 +130,7 @@ def test_a_static_graph_becomes_an_engine_that_is_hashed_as_it_lies_on_disk(tmp_
     """Correctness 47: what is read back is what was built."""
     phases: list[str] = []
 
-    built = build(write_onnx(tmp_path / "model.onnx"), progress=phases.append)
+    built = build(write_onnx(tmp_path / "model.onnx"), progress=lambda phase, done, total: phases.append(phase))
 
     facts = inspect_engine(built.path)
     assert (facts.sha256, facts.size_bytes) == (built.sha256, built.size_bytes)
@@ -180,7 +225,7 @@ def test_too_small_a_workspace_is_told_in_tensorrts_words_without_the_noise_of_a
 @pytest.mark.parametrize(
     ("capability", "kind", "expected"),
     [
-        ("orin", "input", "compute capabilities: 'orin', expected the form 8.6."),
+        ("orin", "input", "engine settings: compute capabilities 'orin', expected the form 8.6."),
         ("8.7", "environment", "8.7 not known to tensorrt_rtx"),
         ("7.5", "build", "FP32 GEMM is not supported"),
     ],
@@ -264,8 +309,8 @@ def test_a_build_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     ("engine_path", "expected"),
     [
         ("absent/model.engine", "absent/model.engine: cannot be read or written: No such file or directory."),
-        ("/dev/full", "/dev/full: cannot be read or written: No space left on device."),
-        ("/dev/null", "/dev/null: reads back as "),
+        ("/dev/full", "/dev/full: is there and no plain file. Choose another name."),
+        ("model.onnx/model.engine", "model.onnx/model.engine: cannot be read or written: Not a directory."),
     ],
 )
 def test_an_engine_that_does_not_get_to_disk_whole_is_an_input_error(
@@ -286,7 +331,7 @@ def test_a_bug_in_the_builders_process_keeps_its_traceback(tmp_path: Path, monke
     monkeypatch.setattr(onnx_to_tensorrt, "find_builder", lambda: Builder("json", "", None))  # type: ignore[arg-type]
 
     with pytest.raises(RuntimeError, match=r"(?s)ended with code 1.*Traceback.*AttributeError.*ILogger"):
-        build(write_onnx(tmp_path / "model.onnx"))
+        build(write_onnx(tmp_path / "model.onnx", opset=17))
 
 
 def test_without_a_builder_one_line_says_which_command_brings_it(
@@ -319,16 +364,180 @@ def test_classic_tensorrt_is_chosen_only_where_there_is_a_gpu(tmp_path: Path, mo
     assert (found.flavour, found.gpu) == ("tensorrt", orin)
 
 
-def test_tensorrt_8_is_an_environment_error_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "tensorrt.py").write_text("__version__ = '8.6.2'\n")
+def test_tensorrt_8_5_is_an_environment_error_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt.py").write_text("__version__ = '8.5.2'\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
 
-    with pytest.raises(ExportError, match=r"tensorrt: version 8\.6\.2, expected 10 or newer.*later version") as raised:
+    with pytest.raises(ExportError, match=r"tensorrt: version 8\.5\.2, expected 8\.6 or newer.*trtexec") as raised:
         import_flavour("tensorrt")
 
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
     assert raised.value.kind == "environment"
+
+
+@needs_rtx
+def test_every_step_of_a_phase_is_told_up_to_the_last(tmp_path: Path) -> None:
+    steps: dict[str, list[tuple[int, int]]] = {}
+
+    build(
+        write_onnx(tmp_path / "model.onnx", blocks=3),
+        progress=lambda phase, done, total: steps.setdefault(phase, []).append((done, total)),
+    )
+
+    assert "Building engine" in steps
+    for told in steps.values():
+        assert all(0 <= done <= total for done, total in told)
+        assert told[0][0] == 0
+        assert told[-1][0] == told[-1][1]
+    assert max(total for _, total in steps["Building engine"]) > 1
+
+
+@needs_rtx
+def test_several_profiles_are_built_and_a_bigger_engine_comes_of_it(tmp_path: Path) -> None:
+    model = write_onnx(tmp_path / "model.onnx", batch="n")
+    whole = {"input": ((8, 3, 16, 16), (16, 3, 16, 16), (32, 3, 16, 16))}
+
+    one = build(model, profiles=[(1, 1, 4)]).size_bytes
+    two = build(model, profiles=[(1, 1, 4), whole], must_take=20)
+
+    assert two.size_bytes > one
+    assert two.corners is None
+    assert any("corners" in note for note in two.notes)
+
+
+@needs_rtx
+def test_a_profile_that_excludes_the_golden_batch_is_refused_before_any_work(tmp_path: Path) -> None:
+    error = failure(write_onnx(tmp_path / "model.onnx", batch="n"), profiles=[(1, 2, 4), (8, 8, 8)], must_take=6)
+
+    assert error.kind == "input"
+    assert "the engine would take batches of 1 to 4, 8, expected 6 among them" in str(error)
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("settings", "kind", "expected"),
+    [
+        ({"version_compatible": True}, "environment", "has not version compatibility: the lean runtime"),
+        ({"hardware": "ampere_plus"}, "environment", "has not a hardware compatibility level"),
+        ({"refit": True, "strip_weights": True}, "environment", "refit: without a GPU"),
+        ({"dla_core": 0}, "environment", "has not a DLA: it is for RTX GPUs"),
+        ({"optimization_level": 6}, "input", "optimization_level is 6, expected 0 to 5"),
+        ({"int8_ranges": {"input": (0.0, 1.0)}}, "input", "int8_ranges without dla_core"),
+        ({"timing_cache_sha256": "0" * 64}, "input", "timing_cache_sha256 without timing_cache"),
+    ],
+)
+def test_a_setting_that_tensorrt_rtx_has_not_without_a_gpu_is_refused_not_ignored(
+    tmp_path: Path, settings: dict[str, Any], kind: str, expected: str
+) -> None:
+    if find_gpu() and kind == "environment":
+        pytest.skip("with a GPU some of these can be had")
+    error = failure(write_onnx(tmp_path / "model.onnx"), settings=EngineSettings(**settings))
+
+    assert error.kind == kind
+    assert expected in str(error)
+    assert not (tmp_path / "model.engine").exists()
+
+
+@needs_rtx
+def test_what_tensorrt_rtx_takes_on_a_cpu_is_built_and_a_timing_cache_is_said_to_be_without_effect(
+    tmp_path: Path,
+) -> None:
+    settings = EngineSettings(optimization_level=1, max_aux_streams=0, timing_cache=tmp_path / "timing.cache")
+
+    built = build(write_onnx(tmp_path / "model.onnx"), settings=settings)
+
+    assert (built.typing, built.timing_cache_sha256) == ("strong", None)
+    assert any("timing caches have been without effect" in note for note in built.notes)
+    assert not (tmp_path / "timing.cache").exists()
+
+
+@needs_rtx
+def test_without_a_workspace_half_of_the_free_memory_is_the_limit(tmp_path: Path) -> None:
+    if find_gpu():
+        pytest.skip("where there is a GPU its own memory counts")
+    built = build(write_onnx(tmp_path / "model.onnx"))
+
+    assert built.workspace_bytes is not None
+    assert built.workspace_bytes == pytest.approx(available_bytes() / 2, rel=0.2)
+    assert built.workspace_bytes % 2**20 == 0
+
+
+@needs_rtx
+def test_an_operator_that_came_with_a_later_opset_is_told_with_that_opset(tmp_path: Path) -> None:
+    error = failure(write_onnx(tmp_path / "model.onnx", activation="RegexFullMatch"))
+
+    assert "node 'activation0' (RegexFullMatch)" in str(error)
+    assert "(ONNX has this operator since opset 20)" in str(error)
+
+
+@needs_rtx
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGKILL"])
+def test_a_signal_to_the_parent_ends_a_running_build_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """A SIGKILL that the parent cannot answer too: the system ends the builder with it."""
+    write_onnx(tmp_path / "model.onnx", blocks=200)
+    with subprocess.Popen([sys.executable, "-c", BUILDING, tmp_path], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = os.pidfd_open(int(parent.stdout.readline()))
+
+        parent.send_signal(signal.Signals[name])
+        parent.wait(timeout=20)
+
+        ended, _, _ = select.select([child], [], [], 20)
+        os.close(child)
+    assert ended
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@needs_rtx
+def test_a_disk_too_small_for_the_engine_is_told_and_left_as_it_was(tmp_path: Path, disk: Path) -> None:
+    """Correctness 47. The disk has 256 KiB, the engine about 400."""
+    model = write_onnx(tmp_path / "model.onnx")
+
+    with pytest.raises(ExportError) as raised:
+        onnx_to_tensorrt.onnx_to_tensorrt(model, disk / "model.engine")
+
+    assert raised.value.kind == "input"
+    assert str(raised.value) == (
+        f"{disk}/model.engine: cannot be read or written: No space left on device. Check the disk and its free space."
+    )
+    assert list(disk.iterdir()) == []
+
+
+def test_bytes_that_a_disk_does_not_give_back_are_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which /dev/null has not
+
+    with pytest.raises(ExportError, match=r"/dev/null: reads back as .*, expected .* as built"):
+        store(Path("/dev/null"), b"plan")
+
+
+def test_settings_travel_as_json_and_come_back_equal(tmp_path: Path) -> None:
+    settings = EngineSettings(
+        workspace_bytes=2**28, compute_capabilities=("8.6",), hardware="ampere_plus", timing_cache=tmp_path / "cache",
+        timing_cache_sha256="0" * 64, dla_core=0, gpu_fallback=False, int8_ranges=MappingProxyType({"x": (-1.5, 2.0)}),
+    )  # fmt: skip
+
+    facts = json.loads(json.dumps(settings_facts(settings)))
+
+    assert settings_from(facts) == replace(settings, int8_ranges={"x": (-1.5, 2.0)})
+    assert settings_facts(EngineSettings()) == {}
+    assert settings_from({}) == EngineSettings()
+    with pytest.raises(ExportError, match="'wrong' not known to this version"):
+        settings_from({"wrong": 1})
+
+
+def test_a_request_travels_as_one_line_and_comes_back_equal() -> None:
+    shapes = {"input": ((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))}
+    request = Request(
+        "a.onnx", "a.engine", "a.layers.json", "tensorrt_rtx", (shapes,), EngineSettings(refit=True), True, 7
+    )
+
+    line = request.to_json()
+
+    assert "\n" not in line
+    assert read_request(line) == request
 
 
 def test_the_peak_memory_of_this_process_is_known_and_of_an_absent_one_is_zero() -> None:

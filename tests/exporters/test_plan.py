@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exporters import ExportError
-from exporters.plan import dtype_counts, inspect_engine, parse_layers, plan_flavour
+from exporters.flavours import Flavour
+from exporters.plan import (
+    EngineFacts,
+    dtype_counts,
+    inspect_engine,
+    parse_inspector,
+    parse_layers,
+    plan_flavour,
+    preflight,
+)
 
 RECORD = """Layers:
 Name: shapes_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 0, Metadata: \n\
@@ -19,9 +30,20 @@ Strides: [], Datatype: Float, Format: (Linear) Row major linear format }], Outpu
 StreamId: 0, Metadata: [ONNX Layer: /conv/Conv]\x1e[ONNX Layer: relu]\n\nI/O Tensors:\n Name: input, IOMode: Input\n"""
 
 
-def rtx_plan(capability_mask: int) -> bytes:
+def rtx_plan(capability_mask: int, *, size_bytes: int = 71) -> bytes:
     """The first 64 bytes as tensorrt_rtx 1.7 writes them, by observation."""
-    return b"vtrt" + bytes(20) + bytes([1, 7, 1, 116]) + b"vtrt" + capability_mask.to_bytes(4, "little") + bytes(28)
+    begin = b"vtrt" + bytes(12) + size_bytes.to_bytes(8, "little") + bytes([1, 7, 1, 116])
+    return begin + b"vtrt" + capability_mask.to_bytes(4, "little") + bytes(28)
+
+
+def facts_of(tmp_path: Path, content: bytes) -> EngineFacts:
+    (tmp_path / "model.engine").write_bytes(content)
+    return inspect_engine(tmp_path / "model.engine")
+
+
+def reasons(facts: EngineFacts, **here: str | None) -> tuple[str, ...]:
+    rtx: dict[str, Any] = {"flavour": "tensorrt_rtx", "version": "1.7.1.116", "compute_capability": "8.6"}
+    return preflight(facts, **{**rtx, **here})
 
 
 def test_layers_are_read_with_their_tensors_and_the_onnx_nodes_that_went_in() -> None:
@@ -104,3 +126,112 @@ def test_an_engine_file_that_is_absent_is_an_input_error(tmp_path: Path) -> None
         inspect_engine(tmp_path / "model.engine")
 
     assert raised.value.kind == "input"
+
+
+def test_an_engine_that_fits_what_is_here_has_no_reason_against_it(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, rtx_plan(0b1111110) + b"weights")
+
+    assert reasons(facts) == ()
+    assert reasons(facts, version=None, compute_capability=None) == ()
+    assert reasons(facts, compute_capability="12.9") == ()  # portable, and newer than all that is listed
+    assert reasons(facts, flavour=None, version=None) == ()
+
+
+@pytest.mark.parametrize(
+    ("mask", "here", "expected"),
+    [
+        (0b0100, {"compute_capability": "8.9"}, "it is for compute capability 8.6, the GPU here has 8.9"),
+        (0b010000, {"compute_capability": "12.9"}, "it is for compute capability 12.0, the GPU here has 12.9"),
+        (0b1111110, {"compute_capability": "7.5"}, "the GPU here has 7.5"),
+        (0b1111110, {"version": "1.6.0.1"}, "it was built by tensorrt_rtx 1.7.1.116, here is 1.6.0.1"),
+        (0b1111110, {"flavour": "tensorrt", "version": "10.3.0"}, "it is for tensorrt_rtx, here is tensorrt"),
+    ],
+)
+def test_an_engine_of_another_gpu_version_or_flavour_is_told_with_both(
+    tmp_path: Path, mask: int, here: dict[str, str], expected: str
+) -> None:
+    (reason,) = reasons(facts_of(tmp_path, rtx_plan(mask) + b"weights"), **here)
+
+    assert expected in reason
+
+
+def test_a_version_is_compared_as_far_as_both_are_told(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]) + bytes(36))
+    flavour: Flavour = "tensorrt"
+
+    assert preflight(facts, flavour=flavour, version="10.3.0", compute_capability="8.7") == ()
+    assert "here is 10.4.0" in preflight(facts, flavour=flavour, version="10.4.0", compute_capability="8.7")[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (rtx_plan(0b1111110) + b"w", "it is cut off: 65 bytes, expected 71 as its header tells"),
+        (rtx_plan(0b1111110) + b"weights" * 2, "it has bytes after its end: 78 bytes, expected 71"),
+        (b"", "it is empty"),
+        (b"vtrt", "it has 4 bytes, an engine's header alone has 64: it is cut off or no engine"),
+        (b"PK\x03\x04" + bytes(100), "it is a zip file, as PyTorch writes its checkpoints, no engine"),
+        (b"\x7fELF" + bytes(100), "it is a program or shared library, no engine"),
+        (b"version https://git-lfs.github.com/spec/v1", "it is a Git LFS pointer: the file itself was not fetched"),
+        (bytes(8) + b'{"a":1}' + bytes(100), "it is a safetensors file, no engine"),
+        (b"VTRT" + bytes(100), "it begins like no engine that is known"),
+    ],
+)
+def test_a_file_that_is_no_whole_engine_is_told_by_what_it_is(tmp_path: Path, content: bytes, expected: str) -> None:
+    (reason,) = reasons(facts_of(tmp_path, content))
+
+    assert expected in reason
+
+
+def test_an_onnx_file_called_engine_is_recognised_whoever_wrote_it(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    helper = onnx.helper
+    value = helper.make_tensor_value_info("x", 1, [1])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value], [value])
+    for producer in ("", "pytorch"):
+        content = helper.make_model(graph, producer_name=producer).SerializeToString()
+
+        assert reasons(facts_of(tmp_path, content)) == ("it is an ONNX model, no engine",)
+
+
+INSPECTED: dict[str, Any] = {"Layers": [
+    {"Name": "conv1 + relu1", "LayerType": "CaskConvolution",
+     "Inputs": [{"Name": "x", "Dimensions": [1, 3, 8, 8],
+                 "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
+     "Outputs": [{"Name": "y", "Dimensions": [1, 4, 8, 8], "Format/Datatype": "Row major linear FP16 format"}]},
+    {"Name": "myl", "LayerType": "kgen", "Metadata": "[ONNX Layer: /a/Conv]\u001e[ONNX Layer: b]",
+     "Inputs": [{"Name": "y", "Dimensions": [1, 4], "Format/Datatype": "Half"}],
+     "Constants": [{"Name": "w", "Dimensions": [4], "Format": "Linear", "Datatype": "Float"}],
+     "Outputs": []},
+]}  # fmt: skip
+
+
+def test_the_inspectors_json_is_read_into_the_same_layers_as_the_log() -> None:
+    conv, fused = parse_inspector(json.dumps(INSPECTED))
+
+    assert (conv["name"], conv["type"], conv["onnx_nodes"]) == ("conv1 + relu1", "CaskConvolution", ["conv1", "relu1"])
+    assert conv["inputs"] == [{"name": "x", "dtype": "Int8", "shape": [1, 3, 8, 8]}]
+    assert conv["outputs"] == [{"name": "y", "dtype": "Half", "shape": [1, 4, 8, 8]}]
+    assert fused["onnx_nodes"] == ["/a/Conv", "b"]
+    assert fused["constants"] == [{"name": "w", "dtype": "Float", "shape": [4]}]
+    assert dtype_counts([conv, fused]) == {"Half": 1, "Int8": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("no json", "the inspector's JSON has another form"),
+        ("[]", "the inspector's JSON has another form"),
+        ('{"Layers": []}', "names of layers only"),
+        ('{"Layers": ["conv1", "relu1"]}', "names of layers only"),
+        (json.dumps(INSPECTED).replace("LayerType", "Kind"), "a layer has another form"),
+        (
+            json.dumps(INSPECTED).replace("Row major linear FP16 format", "Row major linear"),
+            "a tensor has another form",
+        ),
+        (json.dumps(INSPECTED).replace("Dimensions", "Shape"), "a layer has another form"),
+    ],
+)
+def test_an_inspector_of_another_form_is_refused_not_guessed(text: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_inspector(text)
