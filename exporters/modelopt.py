@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ _METHODS = {"minmax": "max", "entropy": "entropy"}
 
 def onnx_to_int8_modelopt(
     model: bytes,
-    batches: Sequence[Arrays],
+    batches: Callable[[], Iterable[Arrays]],
     *,
     method: str,
     keep: Collection[str] = (),
@@ -36,7 +36,7 @@ def onnx_to_int8_modelopt(
 ) -> Int8Graph:
     """What modelopt.onnx.quantization.quantize makes of the graph, with its own placement and its own calibration.
 
-    `batches` are the graph's inputs by name; `method` is "minmax" or "entropy". The weights
+    `batches()` gives the graph's inputs by name, as often as it is called; `method` is "minmax" or "entropy". Weights
     come out in int8, as with `onnx_to_int8`, and the interface stays; ModelOpt raises an opset below 19 to 19.
 
     Raises:
@@ -64,23 +64,23 @@ def onnx_to_int8_modelopt(
 class _Reader:
     """onnxruntime's CalibrationDataReader, with the two more methods that ModelOpt calls."""
 
-    def __init__(self, batches: Sequence[Arrays]) -> None:
+    def __init__(self, batches: Callable[[], Iterable[Arrays]]) -> None:
         self._batches = batches
         self.rewind()
 
     def rewind(self) -> None:
-        self._left = iter(self._batches)
+        self._left = iter(self._batches())
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         batch = next(self._left, None)
         return None if batch is None else dict(batch)
 
     def get_first(self) -> dict[str, np.ndarray]:
-        return dict(self._batches[0])
+        return dict(next(iter(self._batches())))
 
 
 def _quantize(
-    plan: Int8Plan, batches: Sequence[Arrays], *, method: str, keep: Collection[str], where: str
+    plan: Int8Plan, batches: Callable[[], Iterable[Arrays]], *, method: str, keep: Collection[str], where: str
 ) -> onnx.ModelProto:
     import onnx
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,10 @@ def run(model: bytes, inputs: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("method", ["minmax", "entropy"])
 def test_modelopts_graph_obeys_our_rules_and_decides_as_the_float_graph(trained: Path, method: str) -> None:
     model, calibration = digits_model(trained), images(trained, "train")[:200]
-    batches = [{"input": part} for part in np.split(calibration, 4)]
+
+    def batches() -> Iterator[Mapping[str, np.ndarray]]:
+        return iter([{"input": part} for part in np.split(calibration, 4)])
+
     made = onnx_to_int8_modelopt(model, batches, method=method, where="digits")
     before, after = onnx_facts(model, where="before"), onnx_facts(made.model, where="after")
     assert (after.inputs, after.outputs, after.metadata) == (before.inputs, before.outputs, before.metadata)
@@ -101,12 +105,12 @@ def tiny() -> bytes:
 @pytest.mark.skipif(has_modelopt, reason="NVIDIA ModelOpt is installed")
 def test_without_modelopt_the_command_that_brings_it_is_named() -> None:
     with pytest.raises(ExportError, match=r"a\.onnx: NVIDIA ModelOpt .* pip install nvidia-modelopt") as caught:
-        onnx_to_int8_modelopt(tiny(), [], method="minmax", where="a.onnx")
+        onnx_to_int8_modelopt(tiny(), lambda: [], method="minmax", where="a.onnx")
     assert caught.value.kind == "environment"
 
 
 def test_a_method_that_modelopt_lacks_and_a_layer_that_is_none_are_refused() -> None:
     with pytest.raises(ExportError, match="calibrates by minmax or entropy, not by 'mse'"):
-        onnx_to_int8_modelopt(tiny(), [], method="mse", where="a.onnx")
+        onnx_to_int8_modelopt(tiny(), lambda: [], method="mse", where="a.onnx")
     with pytest.raises(ExportError, match="has no layer 'gone'"):
-        onnx_to_int8_modelopt(tiny(), [], method="minmax", keep=["gone"], where="a.onnx")
+        onnx_to_int8_modelopt(tiny(), lambda: [], method="minmax", keep=["gone"], where="a.onnx")

@@ -93,12 +93,13 @@ def test_the_onnx_package_reads_the_appended_outputs_once_each_in_order(names: l
     assert with_taps(data, names) == data
 
 
-def test_a_name_longer_than_a_byte_can_count_is_kept() -> None:
+@pytest.mark.parametrize("length", [125, 126, 127, 128, 200, 16_384, 40_000])
+def test_lengths_that_take_more_than_a_byte_are_written_as_protobuf_writes_them(length: int) -> None:
     proto = onnx.ModelProto.FromString(model(batch=1))
     for field in (proto.graph.node[0].output, proto.graph.node[1].input):
-        field[0] = "n" * 40_000
-    tapped = onnx.ModelProto.FromString(with_taps(proto.SerializeToString(), ["n" * 40_000]))
-    assert tapped.graph.output[1].name == "n" * 40_000
+        field[0] = "n" * length
+    tapped = onnx.ModelProto.FromString(with_taps(proto.SerializeToString(), ["n" * length]))
+    assert tapped.graph.output[1].name == "n" * length
 
 
 def test_names_are_those_of_all_node_outputs_in_graph_order() -> None:
