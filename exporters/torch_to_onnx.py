@@ -36,6 +36,7 @@ class OnnxExport:
     sha256: str
     simplified: bool
     notes: tuple[str, ...]
+    plain: bytes | None = None  # the graph before it was simplified, where it was
 
 
 def torch_to_onnx(
@@ -70,12 +71,15 @@ def torch_to_onnx(
     if simplify:
         slimmed, note = slim_bytes(final, example=_feed(example, asked), batches=sorted(set(limits)), where=str(path))
         notes.append(note)
+    plain = final if slimmed is not None else None
     if slimmed is not None:
         final = clean_bytes(slimmed, metadata=metadata, where=str(path))
     path.write_bytes(final)
     facts = inspect_onnx(path)
     _assert_as_asked(facts, asked, opset=opset, metadata=metadata, where=path)
-    return OnnxExport(path, facts.opset, facts.inputs, facts.outputs, facts.sha256, slimmed is not None, tuple(notes))
+    return OnnxExport(
+        path, facts.opset, facts.inputs, facts.outputs, facts.sha256, slimmed is not None, tuple(notes), plain
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ from soup.sections import Count, Dtype, Flag, Number, Section, Spec, Text, Whole
 Precision = Annotated[PrecisionName, expects("'fp32', 'fp16' or 'int8'")]
 
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), expects("64 hexadecimal digits")]
+
+
 class Quantization(Section):
     """INT8: where its ranges come from, and what may be spent on finding the layers that must stay higher."""
 
@@ -64,7 +67,9 @@ class Engine(Section):
     strip_weights: Flag = False
     """whether it is built without weights, to be refitted on the device"""
     timing_cache: Text | None = None
-    """a timing cache of an earlier build, whose layer timings are used again"""
+    """file of layer timings, relative to val.yaml: read where it exists, and written anew by the build"""
+    timing_cache_sha256: Sha256 | None = None
+    """its SHA-256, needed where it exists"""
     dla_core: Annotated[Whole, Field(ge=0)] | None = None
     """build for this core of a deep-learning accelerator; what it cannot run falls back to the GPU"""
 

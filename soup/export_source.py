@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from soup.tasks.classification import margins
 from soup.trials import value_of
 
 _SAME = 0.01  # by how much the same model may score otherwise on another device
+_LOWERED = 0.05  # and by how much in another precision, where the build scored it in one
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Source:
     splits: Mapping[str, Split]
     answers: Mapping[str, Evaluation]  # of `model` on each split, with outputs
     golden_rows: np.ndarray  # of the split that the golden samples come from
+    frames: Literal["rgb", "bgr", "gray"] | None = None  # channel order, where the graph takes uint8 frames
 
     @property
     def batch(self) -> int | tuple[int, int, int]:
@@ -69,6 +72,29 @@ class Source:
         outputs = self.answers[self.golden.name].outputs or {}
         return {name: array[self.golden_rows] for name, array in outputs.items()}
 
+    def framed(self) -> Source:
+        """The same with its splits as a graph is fed that does the normalisation itself: uint8 [n, h, w, channels].
+
+        Raises SoupError where there is nothing to normalise, or the frames have other channels than the model.
+        """
+        preprocess, frames = self.config.preprocess, self.config.export.frames
+        if preprocess is None:
+            raise SoupError(
+                "export.preprocess: in_graph puts `preprocess` into the graph, which is not given: the data are float "
+                "tensors. Leave it outside."
+            )
+        if frames is not None and (frames == "gray") != (preprocess.color == "gray"):
+            raise SoupError(f"export.frames: is {frames}, and preprocess.color {preprocess.color}. Leave it out.")
+        source = replace(self, frames=frames or preprocess.color)
+        return replace(source, splits={name: source.as_fed(split) for name, split in self.splits.items()})
+
+    def as_fed(self, split: Split) -> Split:
+        """A split that gives what the graph takes: frames where it normalises, else what the network takes."""
+        if self.frames is None or split.preprocess is None:
+            return split
+        swapped = self.frames != split.preprocess.color
+        return replace(split, images=split.images[..., ::-1] if swapped else split.images, preprocess=None)
+
     def prepared(self) -> nn.Module:
         """The model as it is exported: after the user's `export.prepare`, where there is one."""
         spec = self.config.export.prepare
@@ -84,13 +110,17 @@ class Source:
         return model.eval()
 
 
+def exported_config(built: BuildFolder, overrides: Sequence[str]) -> Config:
+    """The build's own val.yaml with what an export may change laid over it. Raises SoupError for anything else."""
+    return apply_overrides(built.record.config, overrides, folder=built.path / built.record.val_folder)
+
+
 def open_build(built: BuildFolder, overrides: Sequence[str], *, progress: Progress) -> Source:
     """Load the built model and evaluate it, as the reference of all that follows.
 
     Raises SoupError where the build, its data or the model's code are no longer what they were.
     """
-    folder, record = built.path, built.record
-    config = apply_overrides(record.config, overrides, folder=folder / record.val_folder)
+    folder, record, config = built.path, built.record, exported_config(built, overrides)
     model = build_model(config.model, config.model_args, folder=config.folder)
     state = load_state(with_names(read_checkpoint(folder / SOUP), model.state_dict()))
     if state_sha256(state) != record.state_sha256:
@@ -125,11 +155,18 @@ def _refuse_changes(name: str, found: SplitRecord, built: SplitRecord) -> None:
 def _refuse_other_model(answers: Evaluation, record: BuildRecord) -> None:
     """The weights are those of the build, by hash; what the code makes of them shows in the score."""
     found, expected = value_of(answers), math.nan if record.winner.val is None else record.winner.val
-    if not abs(found - expected) <= _SAME * max(1.0, abs(expected)):
+    share = _SAME if record_precision(record) == "fp32" else _LOWERED
+    if not abs(found - expected) <= share * max(1.0, abs(expected)):
         raise SoupError(
             f"model '{record.config['model']}': scores {found:g} on data.val, expected {expected:g} as it was built. "
             "Restore its code (or build.json), or build again."
         )
+
+
+def record_precision(record: BuildRecord) -> str:
+    """What the build scored its candidates in."""
+    search = record.config.get("search", {})
+    return str(search.get("precision", "fp32")) if isinstance(search, Mapping) else "fp32"
 
 
 def _golden_rows(split: Split, answers: Evaluation, *, count: int | str) -> np.ndarray:

@@ -86,15 +86,19 @@ def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Pr
 
 
 def open_split(
-    config: Config, name: str, *, cache: Path, progress: Progress, preprocess: Preprocess | None = None
-) -> Split:
-    """One split that val.yaml names, decoded; with another `preprocess` where one is given."""
+    config: Config, name: str, *, cache: Path, progress: Progress, preprocess: Preprocess | None = None,
+    draw: int | None = None,
+) -> Split:  # fmt: skip
+    """One split that val.yaml names, decoded; with another `preprocess` where one is given.
+
+    Of train no more than `draw` images are decoded, without it as many as BatchNorm may need.
+    """
     source = str(getattr(config.data, name))
     return load_split(
         name, resolve(source, folder=config.folder) if is_code(config, source) else source,
         folder=config.folder, preprocess=preprocess or preprocess_of(config), cache=cache,
         max_gb=config.data.cache.max_gb, on_bad=config.data.on_bad_sample,
-        draw=_draw(config) if name == "train" else None,
+        draw=(draw or _draw(config)) if name == "train" else None,
         progress=lambda done, total: progress(f"decoding {name}", done, total),
     )  # fmt: skip
 
@@ -212,4 +216,5 @@ def _only(wanted: Collection[str], found: Sequence[Checkpoint], *, looked_at: in
 
 def _draw(config: Config) -> int:
     """How many train images are decoded: enough to choose from once shared content is left out."""
-    return 4 * config.batchnorm.samples
+    ranges = config.quantization.samples if config.search.precision != "fp32" else 0
+    return 4 * max(config.batchnorm.samples, ranges)

@@ -21,7 +21,7 @@ _SCORES = "cividis"  # as readable to the colour-blind as to others, and in grey
 _LONGEST = 22  # characters of a name that is shown
 _PANEL, _HEIGHT = 4.7, 4.3  # inches; two panels are 900 px wide at 96 dpi
 _STEPS = ((8, 5), (8, -13), (-8, 5), (-8, -13), (8, 17), (8, -25), (-8, 17), (-8, -25))  # points from a marker
-_STYLE = {
+STYLE = {
     "font.family": "sans-serif", "font.size": 10, "axes.edgecolor": _SOFT, "axes.labelcolor": _INK,
     "xtick.color": _SOFT, "ytick.color": _SOFT, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlelocation": "left", "axes.titlesize": 11, "figure.facecolor": "white",
@@ -38,7 +38,7 @@ def picture_svg(record: BuildRecord) -> bytes | None:
     if not _panels(record):
         return None
     stream = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure(record).savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return stream.getvalue()
 
@@ -53,7 +53,7 @@ def shortest_names(paths: Mapping[str, Path]) -> dict[str, str]:
 
 
 def figure(record: BuildRecord) -> Figure:
-    """The plane, the line, or both beside each other; under `_STYLE` as the caller sets it."""
+    """The plane, the line, or both beside each other; under `STYLE` as the caller sets it."""
     from matplotlib.figure import Figure
 
     panels = _panels(record)

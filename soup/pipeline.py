@@ -14,7 +14,7 @@ import numpy as np
 
 from calib import CalibError
 from calib.batchnorm import batchnorm_layers
-from calib.samples import choose
+from calib.samples import choose, list_sha256
 from soup import Progress, SoupError
 from soup.aids import aids_of, geometry_of, open_for
 from soup.backends import Plan
@@ -33,6 +33,7 @@ from soup.build_folder import (
 from soup.build_report import build_markdown
 from soup.config import Config
 from soup.data import Split
+from soup.deployed import Deployed
 from soup.evaluate import Evaluation
 from soup.files import readable_json, shown, staged
 from soup.gates import Check, Exit, Subject, exit_code, gain_gate
@@ -55,6 +56,7 @@ from soup.significance import p_value
 from soup.statistics import Interval
 from soup.tasks import Metric, metric_named
 from soup.trials import Rule, Trial, value_of
+from soup.variants import Images, Rules
 from soup.why import explain
 
 EVALUATION_BATCH = 64
@@ -126,20 +128,37 @@ def open_kitchen(
     candidates = evaluations_needed(count, config.search.methods, budget=budget.evaluations if budget else None)
     recalibrated = len(calibration.order) if calibration and policy == "recalibrated" else 0
     device, ledger = select_device(config.device), ledger or Ledger(None)
-    facts = run_facts(config, device=str(device))
+    deployed = deployed_of(config, larder, splits)
+    facts = run_facts(config, device=str(device)) | ({"precision": deployed.facts} if deployed else {})
     kitchen = Kitchen(
         model=larder.model, device=device, ingredients=larder.cookable,
         dtype=config.checkpoints.dtype, batchnorm=batchnorm, calibration=calibration,
         policy=policy, val=splits["val"], metric=metric, rule=rule_of(config, metric, splits["val"]),
         batch=EVALUATION_BATCH, planned=candidates * len(splits["val"]) + (candidates - count) * recalibrated,
-        progress=progress, ledger=ledger, facts=facts,
+        progress=progress, ledger=ledger, facts=facts, runner=deployed,
     )  # fmt: skip
+    if deployed:
+        return kitchen
     plan = Plan(candidates, len(splits["val"]), EVALUATION_BATCH)
     kitchen.runner = Runner(
         partial(open_for, kitchen, plan=plan), ledger, facts | {"plan": asdict(plan)}, metric,
         wanted=config.search.backend,
     )  # fmt: skip
     return kitchen
+
+
+def deployed_of(config: Config, larder: Larder, splits: Mapping[str, Split]) -> Deployed | None:
+    """What makes candidates ready to be asked in `search.precision`; None where that is torch's own FP32."""
+    if config.search.precision == "fp32":
+        return None
+    rules, split = config.quantization, splits.get("train", splits["val"])
+    count = rules.samples
+    order = draw_calibration(splits, count=count) if "train" in splits else np.arange(min(count, len(split)))
+    images = Images(split.inputs(order), list_sha256([split.hashes[row] for row in order]), split.name)
+    return Deployed(
+        larder.model, config.search.precision, Rules(rules.method, rules.percentile, rules.backend, rules.rest), images,
+        config.export.opset, EVALUATION_BATCH,
+    )  # fmt: skip
 
 
 def rule_of(config: Config, metric: Metric, val: Split) -> Rule:
@@ -234,9 +253,14 @@ def _hops(kitchen: Kitchen, settled: Settled, single: Evaluation) -> tuple[Hop, 
     ]
     return tuple(
         hop(f"{one} → {other}", before, after, metric=kitchen.metric, groups=kitchen.val.groups, split="val",
-            where=f"torch on {kitchen.device}")[0]
+            where=_where(kitchen))[0]
         for (one, before), (other, after) in itertools.pairwise(steps)
     )  # fmt: skip
+
+
+def _where(kitchen: Kitchen) -> str:
+    lowered = kitchen.runner if isinstance(kitchen.runner, Deployed) else None
+    return f"{lowered.name} on cpu" if lowered else f"torch on {kitchen.device}"
 
 
 def _write(

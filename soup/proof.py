@@ -14,6 +14,7 @@ import numpy as np
 
 from exporters.device_state import state_reader
 from exporters.engine import open_engine
+from exporters.interleaved import Pair
 from exporters.latency import Latency, measure
 from exporters.onnx_to_tensorrt import EngineBuild
 from exporters.pacing import Timing
@@ -89,6 +90,7 @@ class Findings:
     done: dict[str, State] = field(default_factory=dict)  # what `gates.require` may name
     notes: list[str] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)  # precisions in the order in which they were tried
+    cost: Pair | None = None  # the soup's time over the best single's
 
     def keep(self, files: Collection[str]) -> None:
         """Forget what was measured of other files: they do not ship."""

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from exporters.interleaved import Pair
 from exporters.latency import Latency
 from soup import __version__
+from soup.attempts import Attempt
 from soup.build_folder import Hop
 from soup.build_report import hop_row
 from soup.build_tables import difference_text
 from soup.files import readable_json, sha256_file
 from soup.gates import Check, Exit, Verdict
+from soup.precision_tables import lost_sentence, precision_section
 from soup.proof import Findings, Proof
+from soup.release_pictures import PRECISION, WATERFALL, pictures
 from soup.report import FileRow, LatencyRow, ReleaseReport, junit, release_markdown, to_html, value_text
 from soup.tasks import Metric
 
 SCHEMA_VERSION = 1
+_SECTIONS = {WATERFALL: "Hop by hop", PRECISION: "Precision"}
 NAMES = ("report.md", "report.html", "report.json", "junit.xml")
 
 
@@ -51,18 +56,36 @@ class ReportRecord:
     latency: Mapping[str, Latency]
     verified: tuple[Proof, ...]
     notes: tuple[str, ...]
+    precision: tuple[Attempt, ...] = ()
+    cost: Pair | None = None  # the soup's time over the best single's
 
 
 def write_reports(folder: Path, heading: Heading, findings: Findings) -> None:
     """Write the four reports into `folder`; the other files there are listed with their hashes."""
-    markdown = release_markdown(_report(folder, heading, findings))
+    drawn = pictures(findings.hops, findings.attempts, unit=heading.unit)
+    for name, svg in drawn.items():
+        (folder / name).write_bytes(svg)
+    markdown = release_markdown(_report(folder, heading, findings, drawn=tuple(drawn)))
     (folder / "report.md").write_text(markdown, encoding="utf-8")
-    (folder / "report.html").write_text(to_html(markdown, title=heading.title), encoding="utf-8")
+    (folder / "report.html").write_text(to_html(markdown, title=heading.title, images=drawn), encoding="utf-8")
     (folder / "report.json").write_bytes(readable_json(asdict(_record(heading, findings))))
     gate = _accuracy_verdict(findings)
     cases = [*(_hop_case(hop, gate=gate, unit=heading.unit) for hop in findings.hops), *findings.checks]
     properties = {"soup_version": __version__, "recipe_sha256": heading.recipe_sha256 or "unknown"}
     (folder / "junit.xml").write_bytes(junit(cases, suite="soup", properties=properties))
+
+
+def cost_sentence(pair: Pair) -> str:
+    """Whether the soup costs inference time, from both timed in turns."""
+    if pair.low is None or pair.high is None:
+        return f"soup / best single: {pair.ratio:.3f} of its time, too few rounds for an interval"
+    word = {
+        "pass": f"no inference cost beyond {pair.margin:.0%}", "fail": "the soup is slower",
+        "inconclusive": f"a cost of {pair.margin:.0%} is neither shown nor excluded",
+        "invalid": f"invalid, the device was throttled: {', '.join(pair.throttled)}",
+    }[pair.verdict]  # fmt: skip
+    interval = f"{pair.confidence:.0%} interval {pair.low:.3f} to {pair.high:.3f}"
+    return f"soup / best single: {pair.ratio:.3f} of its time, {interval}, in {pair.blocks} rounds of turns: {word}"
 
 
 def proof_sentence(proof: Proof) -> str:
@@ -74,11 +97,12 @@ def proof_sentence(proof: Proof) -> str:
 def _record(heading: Heading, findings: Findings) -> ReportRecord:
     return ReportRecord(
         SCHEMA_VERSION, heading.created, int(heading.exit_code), tuple(findings.checks), tuple(findings.hops),
-        findings.values, findings.latency, tuple(findings.verified), tuple(findings.notes),
+        findings.values, findings.latency, tuple(findings.verified), tuple(findings.notes), tuple(findings.attempts),
+        findings.cost,
     )  # fmt: skip
 
 
-def _report(folder: Path, heading: Heading, findings: Findings) -> ReleaseReport:
+def _report(folder: Path, heading: Heading, findings: Findings, *, drawn: Sequence[str]) -> ReleaseReport:
     unit = heading.unit
     shown = [("recipe", heading.recipe_sha256 or "unknown")]
     shown += [("metric", heading.metric.name)] if heading.metric else []
@@ -96,6 +120,10 @@ def _report(folder: Path, heading: Heading, findings: Findings) -> ReleaseReport
         files=tuple(FileRow(path.name, path.stat().st_size, sha256_file(path)) for path in files),
         verified=tuple(proof_sentence(proof) for proof in findings.verified),
         pending=(*open_ends, *findings.notes),
+        cost=cost_sentence(findings.cost) if findings.cost else "",
+        lost=lost_sentence(findings.hops, unit=unit),
+        precision=precision_section(findings.attempts, unit=unit),
+        pictures={_SECTIONS[name]: name for name in drawn},
     )
 
 

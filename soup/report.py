@@ -9,7 +9,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import get_args
 
@@ -89,6 +89,10 @@ class ReleaseReport:
     files: tuple[FileRow, ...]
     verified: tuple[str, ...]
     pending: tuple[str, ...]
+    cost: str = ""  # the soup's time against the best single's
+    lost: str = ""  # which hop lost, as Markdown
+    precision: str = ""  # what was tried, as Markdown
+    pictures: Mapping[str, str] = field(default_factory=dict)  # file name by the section that it stands in
 
 
 def release_markdown(report: ReleaseReport) -> str:
@@ -98,9 +102,10 @@ def release_markdown(report: ReleaseReport) -> str:
         report.title,
         {
             "": f"{summary(report.checks)}\n\n{table(('what', 'value'), facts)}",
-            "Hop by hop": hops_table(report.hops, unit=report.unit),
+            "Hop by hop": _with_picture(report, "Hop by hop", report.lost, hops_table(report.hops, unit=report.unit)),
+            "Precision": _with_picture(report, "Precision", report.precision),
             "Checks": checks_table(report.checks),
-            "Latency": latency_section(report.latency),
+            "Latency": "\n\n".join(part for part in (latency_section(report.latency), plain(report.cost)) if part),
             "What was proved where": bullets(report.verified),
             "What the reader should know": bullets(report.pending),
             "Files": table(
@@ -109,6 +114,12 @@ def release_markdown(report: ReleaseReport) -> str:
             ),
         },
     )
+
+
+def _with_picture(report: ReleaseReport, heading: str, *parts: str) -> str:
+    name = report.pictures.get(heading)
+    shown = [f"![{heading}]({name})"] if name else []
+    return "\n\n".join([part for part in (*shown, *parts) if part])
 
 
 def document(title: str, sections: Mapping[str, str]) -> str:

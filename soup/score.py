@@ -20,6 +20,7 @@ from exporters.runtimes import Arrays, Predict
 from soup.average import cook
 from soup.checkpoint import Checkpoint, StateDict, state_sha256
 from soup.data import Split
+from soup.deployed import Deployed
 from soup.evaluate import Evaluation, Memory, evaluate, without_numbers
 from soup.ledger import Key, Ledger
 from soup.models import load, torch_predict
@@ -57,7 +58,7 @@ class Kitchen:
     progress: Callable[[str, int, int], None]
     ledger: Ledger = field(default_factory=lambda: Ledger(None))
     facts: Mapping[str, object] = field(default_factory=dict)
-    runner: Runner | None = None
+    runner: Runner | Deployed | None = None
     images: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
     why: list[str] = field(default_factory=list)

@@ -65,7 +65,7 @@ def raise_layers(problem: Problem, *, budget: int, progress: Progress = silent) 
     Layers are ranked by what they cost the metric (alone, and how much is won by raising it), ties by the outputs'
     error; then the shortest beginning of that list that passes is found by doubling and halving, and single layers,
     the most expensive first, are left out of it again where it still passes. With a budget that cannot measure every
-    layer twice, all are measured alone first, those with the fewest multiply-adds, the cheapest to raise, before others.
+    layer twice, each is measured alone first, those with the fewest multiply-adds (the cheapest to raise) first.
     """
     spent = _Spent(problem, budget, progress)
     reserve = min(budget, 2 * math.ceil(math.log2(len(problem.macs) + 1)) + _PRUNING)

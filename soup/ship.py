@@ -10,51 +10,32 @@ from pathlib import Path
 import numpy as np
 
 from calib.samples import list_sha256
-from exporters import ExportError
-from exporters.onnx_to_tensorrt import onnx_to_tensorrt
-from exporters.runtimes import Arrays, Runtime
+from exporters.audit import audit_onnx
+from exporters.in_graph import with_preprocess
+from exporters.onnx_facts import onnx_facts
+from exporters.parity import FP32_TOLERANCE
+from exporters.runtimes import OnnxRuntime
 from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
 from soup import Progress, SoupError
 from soup.build_folder import RECIPE, read_build
-from soup.evaluate import Evaluation, evaluate
-from soup.export_source import Source, open_build
-from soup.files import canonical_json, finite, sha256_file, staged_folder
-from soup.gates import Check, Exit, Subject, accuracy_gate, exit_code, require_gates
+from soup.calibration_images import calibration_images
+from soup.companion_files import companions
+from soup.export_proof import Before, Job, Options, Proved, answers_of, prove_file, step
+from soup.export_source import Source, exported_config, open_build
+from soup.files import canonical_json, sha256_file, staged_folder, write_file
+from soup.gates import Exit, Subject, exit_code, require_gates
 from soup.golden import GOLDEN, Golden, write_golden
-from soup.judge import hop, paired
+from soup.ladder import Rung, climb, shipped_graph
 from soup.manifest import read_manifest, seal, strangers
-from soup.pipeline import EVALUATION_BATCH
-from soup.proof import (
-    TIMED,
-    Artifact,
-    Findings,
-    as_fed,
-    built_check,
-    built_proof,
-    fed,
-    open_artifact,
-    outputs_check,
-    place_of,
-    proof_of,
-    prove_latency,
-)
-from soup.release_facts import GoldenFacts, GraphFacts, Previous, ReleaseFacts, ValFacts, as_json, latency_rule
+from soup.proof import Artifact, Findings, outputs_check, place_of
+from soup.release_facts import GoldenFacts, GraphFacts, Previous, ReleaseFacts, ValFacts, as_json
 from soup.release_report import Heading, write_reports
+from soup.single_cost import compare_cost
+from soup.target_plan import plan_for
+from soup.variants import Forge, Rules
 
-ONNX, ENGINE, LAYERS = "model.onnx", "model.engine", "model.layers.json"
+ONNX, RANGES = "model.onnx", "ranges.json"
 _EXAMPLES = 8  # samples that the exporter traces with, and compares a simplified graph on
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says beyond val.yaml."""
-
-    trt: bool = False
-    compute_capabilities: tuple[str, ...] = ()
-    workspace_bytes: int | None = None
-    baseline: Path | None = None
-    device: str | None = None  # what the user calls the device that this runs on
-    allow_inconclusive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,33 +60,100 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
     previous = _previous(options.baseline)
     built = read_build(folder)
     with staged_folder(out) as stage:  # now, so that a folder that cannot be written is told before the work
+        plan = plan_for(exported_config(built, overrides), engine=options.trt)
         source = open_build(built, overrides, progress=progress)
-        record = source.built.record
-        findings = Findings(list(record.hops), list(record.checks))
-        progress("exporting to ONNX", 0, 0)
-        exported = _export_onnx(source, stage)
-        findings.notes += [_unlocated(note, stage, source) for note in exported.notes]
-        artifacts = [Artifact(ONNX, "onnx", exported.sha256, source.batch)]
-        with open_artifact(stage, artifacts[0]) as runtime:
-            before = (record.winner.label, source.answers["val"])
-            on_val, golden = _prove(runtime, artifacts[0], source, findings, options, before=before, progress=progress)
-        findings.done["onnx"] = "done"
-        answers = {ONNX: golden}
-        if options.trt and (engine := _build_engine(stage, source, findings, options, progress=progress)):
-            artifacts.append(engine)
-            before = (artifacts[0].label, on_val)
-            answers |= _run_engine(stage, engine, source, findings, options, before=before, progress=progress)
-        write_golden(stage / GOLDEN, _golden(source, exported, answers))
+        findings = Findings(list(built.record.hops), list(built.record.checks))
+        job, reference, exported = _onnx(Job(source, stage, findings, options, plan, progress))
+        rungs = climb(job, _forge(job), reference, wanted=plan.precisions)
+        ships = _settle(job, reference, rungs)
+        artifacts = _artifacts(job, reference, rungs, ships)
+        _cost(job)
+        companions(job, shipped_graph(rungs, reference), reference, (exported.inputs, exported.outputs))
+        write_golden(stage / GOLDEN, _golden(source, reference, rungs, artifacts))
         findings.checks += require_gates(source.config.gates.require, findings.done)
         code = exit_code(findings.checks, allow_inconclusive=options.allow_inconclusive)
+        findings.attempts += [rung.attempt for rung in rungs]
         facts = _facts(source, exported, artifacts, findings, code=code, previous=previous)
         if read_build(folder).record != built.record:
             raise SoupError(f"{folder}: was built anew meanwhile. Export again.")
         heading = Heading("Release report", facts.created, code, facts.recipe_sha256, source.metric, "val")
         write_reports(stage, heading, findings)
         digest = str(seal(stage, as_json(facts))["self_sha256"])
-        sizes = {path.name: path.stat().st_size for path in sorted(stage.iterdir())}
+        files = sorted(path for path in stage.rglob("*") if path.is_file())
+        sizes = {path.relative_to(stage).as_posix(): path.stat().st_size for path in files}
     return ExportResult(out, digest, sizes, source.metric.unit, findings, code)
+
+
+def _onnx(job: Job) -> tuple[Job, Proved, OnnxExport]:
+    """model.onnx, the FP32 graph that all else starts from, proved step by step: exported, simplified, fed frames.
+
+    The job that it gives back feeds what the graph takes.
+    """
+    job.progress("exporting to ONNX", 0, 0)
+    exported = _export_onnx(job)
+    job.findings.notes += [job.unlocated(note) for note in exported.notes]
+    before, label = Before(job.source.built.record.winner.label, job.source.answers["val"]), "ONNX"
+    if exported.plain is not None:
+        before, label = _trial_hop(job, exported.plain, before, label), "simplified"
+    if job.source.config.export.preprocess == "in_graph":
+        before, label = _trial_hop(job, (job.stage / ONNX).read_bytes(), before, label), "frames"
+        job, exported = _framed(job, exported)
+    artifact = Artifact(ONNX, "onnx", exported.sha256, job.source.batch)
+    reference = prove_file(job, artifact, before, limit=FP32_TOLERANCE, label=label)
+    audits = audit_onnx((job.stage / ONNX).read_bytes(), asked="fp32", kept=(), where=ONNX)
+    reference = replace(reference, audits=audits)
+    job.findings.hops.append(reference.hop)
+    job.findings.checks += reference.parity
+    job.findings.done["onnx"] = "done"
+    return job, reference, exported
+
+
+def _framed(job: Job, exported: OnnxExport) -> tuple[Job, OnnxExport]:
+    """model.onnx again, with the normalisation inside; from here on it is fed uint8 frames."""
+    source, preprocess = job.source.framed(), job.source.config.preprocess
+    assert preprocess is not None
+    graph = with_preprocess(
+        (job.stage / ONNX).read_bytes(), mean=preprocess.mean, std=preprocess.std, color=preprocess.color,
+        source_color=source.frames or preprocess.color, where=ONNX,
+    )  # fmt: skip
+    write_file(job.stage / ONNX, graph)
+    facts = onnx_facts(graph, where=ONNX)
+    job.findings.notes.append(f"the graph takes uint8 frames [n, height, width, {source.frames}] and normalises them")
+    return replace(job, source=source), replace(exported, sha256=facts.sha256, inputs=facts.inputs)
+
+
+def _trial_hop(job: Job, graph: bytes, before: Before, label: str) -> Before:
+    """A graph on the way to what ships: what it loses is then not the next step's."""
+    with OnnxRuntime(graph, where=f"the graph ({label})", batch=job.source.batch) as runtime:
+        answers, where = answers_of(job, runtime, f"the graph ({label})"), str(place_of(runtime.info))
+    subject = Subject(f"graph ({label})", f"{before.label} → {label}", where)
+    job.findings.hops.append(step(job, subject.hop, before.answers, answers, where=where))
+    job.findings.checks.append(outputs_check(before.answers.outputs or {}, answers.outputs or {}, subject))
+    return Before(label, answers)
+
+
+def _forge(job: Job) -> Forge:
+    """What makes the lower precisions; it looks at images when it is first asked."""
+    rules = job.source.config.quantization
+    return Forge(
+        (job.stage / ONNX).read_bytes(), lambda: calibration_images(job.source, progress=job.progress),
+        Rules(rules.method, rules.percentile, rules.backend, rules.rest), where=ONNX, progress=job.progress,
+    )  # fmt: skip
+
+
+def _settle(job: Job, reference: Proved, rungs: Sequence[Rung]) -> Rung | None:
+    """Put into the findings what was found of the precision that ships; where none does, of all that were tried."""
+    ships = next((rung for rung in rungs if rung.attempt.outcome == "ships"), None)
+    for rung in [ships] if ships else rungs:
+        graph, engine = rung.graph, rung.engine
+        if graph is not None and graph is not reference:
+            job.findings.hops.append(graph.hop)
+        job.findings.checks += rung.checks
+        if engine is not None:
+            job.findings.hops += [engine.proved.hop] if engine.proved else []
+            job.findings.done |= engine.done
+            job.findings.notes += [engine.note] if engine.note else []
+    return ships
 
 
 def _refuse_idle(options: Options) -> None:
@@ -123,12 +171,12 @@ def claim_release(out: Path) -> None:
         raise SoupError(f"{out}: holds '{others[0]}', which no intact release there lists. Choose another -o.")
 
 
-def _export_onnx(source: Source, stage: Path) -> OnnxExport:
-    export = source.config.export
+def _export_onnx(job: Job) -> OnnxExport:
+    source, export = job.source, job.source.config.export
     example = {name: array[np.arange(_EXAMPLES) % len(array)] for name, array in source.golden_inputs.items()}
     return torch_to_onnx(
-        source.prepared(), example, stage / ONNX,
-        inputs=export.inputs, outputs=export.outputs, batch=source.batch, opset=export.opset,
+        source.prepared(), example, job.stage / ONNX,
+        inputs=export.inputs, outputs=export.outputs, batch=source.batch, opset=job.plan.opset,
         metadata=_metadata(source),
     )  # fmt: skip
 
@@ -144,104 +192,41 @@ def _metadata(source: Source) -> dict[str, str]:
     }
 
 
-def _prove(
-    runtime: Runtime, artifact: Artifact, source: Source, findings: Findings, options: Options, *,
-    before: tuple[str, Evaluation], progress: Progress,
-) -> tuple[Evaluation, Arrays]:  # fmt: skip
-    """One hop over all of val, and the gates: outputs, accuracy against the best single, latency.
-
-    Gives the answers on val, and to the golden samples under the graph's own names.
-    """
-    where = place_of(runtime.info, device=options.device)
-    last, reference = before
-    subject = Subject(artifact.file, f"{last} → {artifact.label}", str(where))
-    answers = evaluate(
-        fed(runtime), source.val, source.metric, batch=EVALUATION_BATCH, keep_outputs=True,
-        progress=lambda done, total: progress(f"{artifact.file} on val", done, total),
-    )  # fmt: skip
-    step = hop(
-        subject.hop, reference, answers, metric=source.metric, groups=source.val.groups, split="val", where=str(where)
-    )[0]
-    findings.hops.append(step)
-    findings.values[artifact.file] = None if answers.value is None else finite(answers.value)
-    findings.checks.append(outputs_check(reference.outputs or {}, answers.outputs or {}, subject))
-    findings.checks += _accuracy_checks(source, answers, artifact, str(where))
-    golden = as_fed(source.golden_inputs, runtime.inputs)
-    rule = latency_rule(source.config.gates)
-    progress(f"timing {artifact.file}: {TIMED}", 0, 0)
-    prove_latency(runtime, artifact, golden, findings, rule=rule, device=options.device)
-    findings.verified.append(proof_of(artifact, runtime.info, proved=("outputs", "metric", "latency")))
-    return answers, runtime(golden)
+def _artifacts(job: Job, reference: Proved, rungs: Sequence[Rung], ships: Rung | None) -> list[Artifact]:
+    """The files that can run, FP32 first. What failed stays only where nothing ships, for a look at it."""
+    found = [reference.artifact]
+    for graph in (rung.graph for rung in rungs if rung.graph is not None and rung.graph is not reference):
+        failed = any(rung.graph is graph and rung.attempt.outcome == "failed" for rung in rungs)
+        if ships is None or not failed:
+            found.append(graph.artifact)
+        else:
+            (job.stage / graph.artifact.file).unlink()
+    built = [rung.engine.artifact for rung in rungs if rung.engine is not None and rung.engine.artifact is not None]
+    found += [one for one in built[-1:] if (job.stage / one.file).is_file()]
+    job.findings.keep({one.file for one in found})
+    return found
 
 
-def _accuracy_checks(source: Source, answers: Evaluation, artifact: Artifact, where: str) -> tuple[Check, ...]:
-    """What ships against the best single, on all of val, by the rule in val.yaml."""
-    gate = source.config.gates.accuracy
-    if gate is None:
-        return ()
-    best_single = source.built.per_sample("best_single", "val")
-    interval = paired(source.metric, answers.per_sample, best_single, groups=source.val.groups)
-    subject = Subject(artifact.file, f"best single → {artifact.label}", where)
-    higher, unit = source.metric.higher_is_better, source.metric.unit
-    return (accuracy_gate(interval, subject, max_drop=gate.max_drop, higher_is_better=higher, unit=unit),)
+def _cost(job: Job) -> None:
+    """Time the soup against the best single: that it costs nothing is to be shown, too."""
+    found = compare_cost(job)
+    if isinstance(found, str):
+        job.findings.notes.append(found)
+    else:
+        job.findings.cost = found
 
 
-def _build_engine(
-    stage: Path, source: Source, findings: Findings, options: Options, *, progress: Progress
-) -> Artifact | None:
-    """Build the engine; a failure is a finding, since the ONNX release is whole without it."""
-    try:
-        engine = onnx_to_tensorrt(
-            stage / ONNX, stage / ENGINE, profile=None if isinstance(source.batch, int) else source.batch,
-            workspace_bytes=options.workspace_bytes, compute_capabilities=options.compute_capabilities,
-            progress=lambda phase: progress(f"building the engine: {phase}", 0, 0),
-        )  # fmt: skip
-    except ExportError as error:
-        if error.kind == "input":
-            raise
-        for name in (ENGINE, LAYERS):
-            (stage / name).unlink(missing_ok=True)
-        missing = error.kind == "environment"
-        findings.done["engine"] = "pending" if missing else "failed"
-        findings.checks.append(
-            Check("engine", "ONNX → engine", "require" if missing else "build", "pending" if missing else "fail",
-                  _unlocated(str(error), stage, source))
-        )  # fmt: skip
-        return None
-    findings.done["engine"] = "done"
-    findings.checks.append(built_check(engine))
-    findings.verified.append(built_proof(ENGINE, engine))
-    return Artifact(ENGINE, "engine", engine.sha256, source.batch)
-
-
-def _run_engine(
-    stage: Path, engine: Artifact, source: Source, findings: Findings, options: Options, *,
-    before: tuple[str, Evaluation], progress: Progress,
-) -> dict[str, Arrays]:  # fmt: skip
-    """Run the very file that ships where there is a GPU; elsewhere say that nobody did."""
-    try:
-        with open_artifact(stage, engine) as runtime:
-            _, golden = _prove(runtime, engine, source, findings, options, before=before, progress=progress)
-    except ExportError as error:
-        if error.kind != "environment":
-            raise
-        findings.done["device"] = "pending"
-        built = findings.verified[-1]
-        findings.verified[-1] = replace(built, proved=(*built.proved, "not run"))
-        findings.notes.append(f"the engine was built but not run here: {_unlocated(str(error), stage, source)}")
-        return {}
-    findings.done["device"] = "done"
-    return {ENGINE: golden}
-
-
-def _golden(source: Source, exported: OnnxExport, answers: Mapping[str, Arrays]) -> Golden:
+def _golden(source: Source, reference: Proved, rungs: Sequence[Rung], artifacts: Sequence[Artifact]) -> Golden:
     """Inputs as the graph is fed, targets, every artifact's answers, and the best single's scores if they were kept."""
-    rows = source.golden_rows
-    names = [info.name for info in exported.outputs]
+    rows, names = source.golden_rows, list(reference.golden)
+    graphs = [reference, *(rung.graph for rung in rungs if rung.graph)]
+    engines = [rung.engine.proved for rung in rungs if rung.engine and rung.engine.proved]
+    files = {one.sha256 for one in artifacts}
+    answers = {one.artifact.file: one.golden for one in (*graphs, *engines) if one.artifact.sha256 in files}
     torch_answers = dict(zip(names, source.golden_outputs.values(), strict=True))
     best_single = source.built.per_sample("best_single", source.golden.name)
     return Golden(
-        inputs=as_fed(source.golden_inputs, exported.inputs),
+        inputs=reference.inputs,
         targets={name: array[rows] for name, array in source.golden.targets.items()},
         outputs={"torch": torch_answers, **answers},
         best_single={name: array[rows] for name, array in best_single.items()},
@@ -272,6 +257,7 @@ def _facts(
         verified=tuple(findings.verified),
         exit_code=int(code),
         previous=previous,
+        precision=tuple(findings.attempts),
     )
 
 
@@ -281,10 +267,3 @@ def _previous(baseline: Path | None) -> Previous | None:
         return None
     manifest = read_manifest(baseline)
     return Previous(manifest.self_sha256, manifest.soup_version)
-
-
-def _unlocated(text: str, stage: Path, source: Source) -> str:
-    """A message as it may travel: files by their names in the release or beside val.yaml, no folder of this machine."""
-    for folder in (stage, source.config.folder):
-        text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
-    return text

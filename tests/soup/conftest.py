@@ -63,6 +63,7 @@ def shipped(built: Path, released: Path, soup: Soup, tmp_path_factory: pytest.Te
     trt = ("--trt", "--compute-capability", "8.6,8.9", "--workspace-mb", "512") if HAS_RTX else ()
     process = soup(
         "export", built / "soup-out", "-o", out, "--json", "--baseline", released, *trt,
+        "--precision", "fp32",
         "--set", "export.batch={min: 1, opt: 2, max: 4}",
         "--set", "export.inputs={image: float32}",
         "--set", "export.outputs={logits: float16}",

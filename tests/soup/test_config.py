@@ -72,6 +72,7 @@ export:
     refit: false
     strip_weights: false
     timing_cache: null
+    timing_cache_sha256: null
     dla_core: null
   nms: none
   prepare: null

@@ -19,7 +19,10 @@ from soup.gates import Exit
 from soup.manifest import read_manifest, seal
 from soup.release import VerifyResult, verify
 
-FILES = ("model.onnx", "golden.safetensors", "report.md", "report.html", "report.json", "junit.xml", "manifest.json")
+FILES = (
+    "model.onnx", "golden.safetensors", "report.md", "report.html", "report.json", "junit.xml", "waterfall.svg",
+    "manifest.json",
+)  # fmt: skip
 
 
 def failing(result: VerifyResult) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from soup.sensitivity import Judged, Loss, Problem, raise_layers
 
 def problem(costs: dict[str, float], *, limit: float, macs: dict[str, int] | None = None) -> Problem:
     """A graph is the JSON list of its lower layers; it loses the sum of their costs."""
-    macs = macs or {layer: 10 for layer in costs}
+    macs = macs or dict.fromkeys(costs, 10)
 
     def make(*, keep: Collection[str] = (), only: Collection[str] | None = None) -> bytes:
         lower = [layer for layer in costs if layer not in keep and (only is None or layer in only)]
@@ -113,9 +113,10 @@ def test_equal_losses_are_ordered_by_the_error_of_the_outputs() -> None:
     def judge(graph: bytes) -> Judged:
         return Judged("pass" if "b" not in json.loads(graph) else "fail", 0.0)
 
-    one = Problem(
-        dict.fromkeys("abc", 1), 3, make, lambda graph: Loss(0.0, sum(errors[x] for x in json.loads(graph))), judge, 8, 9
-    )
+    def measure(graph: bytes) -> Loss:
+        return Loss(0.0, sum(errors[layer] for layer in json.loads(graph)))
+
+    one = Problem(dict.fromkeys("abc", 1), 3, make, measure, judge, 8, 9)
     assert raise_layers(one, budget=30).layers == ("b",)
 
 

@@ -26,7 +26,10 @@ from soup.pipeline import build
 from soup.release import verify
 from soup.ship import ExportResult, Options, export
 
-REPORTS = {"report.md", "report.html", "report.json", "junit.xml"}
+REPORTS = {"report.md", "report.html", "report.json", "junit.xml", "waterfall.svg"}
+COMPANIONS = {
+    f"companions/{name}" for name in ("trtexec.sh", "polygraphy.sh", "config.pbtxt", "nvinfer.txt", "labels.txt")
+}
 CHANGED_MODEL = """
 import torch
 from torch import nn
@@ -152,8 +155,8 @@ def test_no_file_of_a_release_names_a_folder_of_this_machine(
     """Correctness 36, and the same for reports, engine, layer record and manifest."""
     here = [built, shipped.folder.parent, tmp_path_factory.getbasetemp(), Path(__file__).parents[2], Path(sys.prefix)]
     local = [str(path.resolve()).encode() for path in here] + [b".soup-tmp-", f"{Path.home()}/".encode()]
-    for file in (*released.iterdir(), *shipped.folder.iterdir()):
-        content = file.read_bytes()
+    for file in (*released.rglob("*"), *shipped.folder.rglob("*")):
+        content = file.read_bytes() if file.is_file() else b""
         assert [path for path in local if path in content] == [], file.name
 
 
@@ -161,7 +164,7 @@ def test_every_hop_is_recorded_on_all_of_val(built: Path, shipped: Any) -> None:
     """Correctness 31, 34, 40: the figures agree with what the golden samples, all of val here, say by themselves."""
     hops = report(shipped.folder)["hops"]
     names = [hop["name"].split(" → ") for hop in hops]
-    assert (names[0][0], names[-1][-1]) == ("best single", "ONNX")
+    assert (names[0][0], names[-1][-1]) == ("best single", "simplified")
     assert all(earlier[1] == later[0] for earlier, later in itertools.pairwise(names))
     golden = load_file(shipped.folder / "golden.safetensors")
     labels = np.load(built / "val.npz")["labels"]
@@ -169,7 +172,8 @@ def test_every_hop_is_recorded_on_all_of_val(built: Path, shipped: Any) -> None:
 
     torch_logits, onnx_logits = golden["output.torch.logits"], golden["output.model.onnx.logits"].astype(np.float32)
     moved = np.abs(torch_logits.astype(np.float64) - onnx_logits)
-    last = hops[-1]
+    last = hops[-2]  # the last of all simplified that very graph, to the same answers
+    assert hops[-1]["flips"] == 0
     assert last["difference"]["n"] == len(labels) == 400
     assert last["after"] == pytest.approx((onnx_logits.argmax(1) == labels).mean())
     assert last["flips"] == int((onnx_logits.argmax(1) != torch_logits.argmax(1)).sum())
@@ -234,7 +238,7 @@ def test_several_open_gates_end_with_the_first_code_and_are_all_listed(copy: Pat
     assert result.exit_code == Exit.ENVIRONMENT
     found = [(check.kind, check.verdict) for check in result.findings.checks]
     assert found == [
-        ("outputs", "pass"), ("accuracy", "fail"), ("latency", "fail"), ("latency", "pass"),
+        ("outputs", "pass"), ("outputs", "pass"), ("accuracy", "fail"), ("latency", "fail"), ("latency", "pass"),
         ("require", "pass"), ("require", "pending"), ("require", "pending"),
     ]  # fmt: skip
     verdicts = cases(tmp_path / "release")
@@ -278,14 +282,12 @@ def test_an_engine_is_built_ahead_of_time_and_the_manifest_says_that_it_did_not_
 def test_on_a_gpu_the_very_engine_that_ships_is_run_and_judged(built: Path, tmp_path: Path) -> None:
     result = run(built, tmp_path / "release", "gates.require=[onnx, engine, device]", options=Options(trt=True))
     assert result.exit_code == Exit.OK
-    assert result.findings.hops[-1].name == "ONNX → engine"
+    assert result.findings.hops[-1].name == "FP16 → engine"
     assert checks(result)["model.engine", "outputs"] == checks(result)["model.engine", "accuracy"] == "pass"
-    assert {proof.artifact for proof in result.findings.verified if proof.ran} == {"model.onnx", "model.engine"}
+    ran = {"model.onnx", "model.fp16.onnx", "model.engine"}
+    assert {proof.artifact for proof in result.findings.verified if proof.ran} == ran
     assert "output.model.engine.output" in load_file(tmp_path / "release" / "golden.safetensors")
-    assert {proof.artifact for proof in verify(tmp_path / "release").findings.verified} == {
-        "model.onnx",
-        "model.engine",
-    }
+    assert {proof.artifact for proof in verify(tmp_path / "release").findings.verified} == ran
 
 
 def test_a_baseline_is_named_by_its_digest(released: Path, shipped: Any) -> None:
@@ -310,7 +312,8 @@ def test_without_a_builder_the_onnx_release_is_whole_and_the_command_that_brings
     assert engine.verdict == "pending"
     assert "pip install 'edgesoup[rtx]'" in engine.message
     assert "\n" not in engine.message
-    assert set(result.files) == {"model.onnx", "golden.safetensors", "manifest.json"} | REPORTS
+    whole = {"model.onnx", "model.fp16.onnx", "golden.safetensors", "manifest.json"} | REPORTS | COMPANIONS
+    assert set(result.files) == whole
     assert verify(tmp_path / "release").exit_code == Exit.OK  # nobody required an engine: the ONNX release holds
 
 
@@ -319,14 +322,14 @@ def test_an_operator_that_tensorrt_lacks_is_a_failed_build_and_the_onnx_release_
     copy: Path, tmp_path: Path
 ) -> None:
     lacking = prepared(copy, "self.model(x) + 1e-12 * torch.linalg.det(x)")
-    result = run(copy, tmp_path / "release", lacking, options=Options(trt=True))
+    result = run(copy, tmp_path / "release", lacking, "export.precision=[fp32]", options=Options(trt=True))
     assert result.exit_code == Exit.BUILD
     engine = next(check for check in result.findings.checks if check.name == "engine")
     assert (engine.verdict, engine.kind) == ("fail", "build")
     assert engine.message.startswith("model.onnx: TensorRT cannot take the graph: node '")
     assert "(Det)" in engine.message
     assert checks(result)["model.onnx", "outputs"] == "pass"
-    assert set(result.files) == {"model.onnx", "golden.safetensors", "manifest.json"} | REPORTS
+    assert set(result.files) == {"model.onnx", "golden.safetensors", "manifest.json"} | REPORTS | COMPANIONS
     assert verify(tmp_path / "release").exit_code == Exit.BUILD
 
 
@@ -335,7 +338,8 @@ def test_answers_that_moved_or_are_no_numbers_fail_their_hop(copy: Path, tmp_pat
     """Correctness 34; NaN must fail a check and not the program."""
     result = run(copy, tmp_path / "release", prepared(copy, expression))
     assert result.exit_code == Exit.CHECK
-    assert checks(result)["model.onnx", "outputs"] == "fail"
+    failed = [(check.hop, check.kind) for check in result.findings.checks if check.verdict == "fail"]
+    assert failed[0] == ("soup → ONNX", "outputs")  # the hop that lost, and not those after it
     assert verify(tmp_path / "release").exit_code == Exit.CHECK
 
 

@@ -1,0 +1,38 @@
+"""The real images that ranges are measured on: from train, in neither val nor test, as the graph is fed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from calib import CalibError
+from calib.samples import choose, list_sha256
+from soup import Progress, SoupError
+from soup.export_source import Source
+from soup.larder import load_data, open_split
+from soup.pipeline import cache_folder
+from soup.variants import Images
+
+
+def calibration_images(source: Source, *, progress: Progress) -> Images:
+    """`quantization.samples` images of data.train, classes in proportion, none of which val or test holds.
+
+    Without data.train they are val's, which is enough to see what would overflow FP16; INT8 refuses them.
+    Raises SoupError where train holds nothing that val and test do not.
+    """
+    config, folder = source.config, source.built.path
+    count = config.quantization.samples
+    if config.data.train is None:
+        split, order = source.val, np.arange(min(count, len(source.val)))
+    else:
+        cache = cache_folder(config, folder)
+        draw = 4 * max(count, config.batchnorm.samples)
+        train = open_split(config, "train", cache=cache, progress=progress, draw=draw)
+        others = [name for name in ("val", "test") if name not in source.splits]
+        judging = load_data(config, others, cache=cache, progress=progress)
+        excluded = {one for other in (*source.splits.values(), *judging.values()) for one in other.hashes}
+        split = source.as_fed(train)
+        try:
+            order = choose(train.hashes, count, exclude=excluded, labels=train.targets.get("label"))
+        except CalibError as error:
+            raise SoupError(f"data.train: nothing to measure ranges on: {error}") from error
+    return Images(split.inputs(order), list_sha256([split.hashes[row] for row in order]), split.name)
