@@ -23,9 +23,9 @@ SCHEMA_VERSION = 1
 RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS = (
     "recipe.json", "soup.safetensors", "build.json", "trials.json", "evaluations.safetensors",
 )  # fmt: skip
-LEDGER, PICTURE = "ledger.sqlite", "soup.svg"
+LEDGER, PICTURE, RANGES = "ledger.sqlite", "soup.svg", "ranges.json"
 OURS = (
-    RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", PICTURE, "release", "cache", LOCK_NAME,
+    RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", PICTURE, RANGES, "release", "cache", LOCK_NAME,
     LEDGER, f"{LEDGER}-journal", f"{LEDGER}.damaged",
 )  # fmt: skip
 
@@ -41,8 +41,22 @@ class Outputs:
 
 
 @dataclass(frozen=True, slots=True)
+class WorstClass:
+    """The class that lost most over a hop: its mean score on `n` images, and the difference.
+
+    It was picked out of all, so the interval is at the level of all classes together.
+    """
+
+    name: str
+    n: int
+    before: float | None
+    after: float | None
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True)
 class Hop:
-    """One step from the best single to what ships, judged on all of a split."""
+    """One step from the best single to what ships, judged on all of a split; `worst_class` is None where none lost."""
 
     name: str
     before: float | None
@@ -52,6 +66,7 @@ class Hop:
     difference: Difference
     split: str
     where: str
+    worst_class: WorstClass | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,16 @@ from soup.files import finite
 from soup.statistics import Interval, difference_text, interval_text, samples_needed
 
 Verdict = Literal["pass", "fail", "inconclusive", "pending"]
-Kind = Literal["hash", "outputs", "accuracy", "gain", "latency", "require", "contract", "build", "precision"]
+Kind = Literal[
+    "hash", "outputs", "contract", "precision", "size", "memory", "dla", "accuracy", "per_class", "flips", "gain",
+    "latency", "throughput", "speedup", "require", "build",
+]  # fmt: skip
 State = Literal["done", "pending", "failed"]
 
+ACCURACY_KINDS: tuple[Kind, ...] = ("accuracy", "per_class", "flips")  # what a graph answers to all of val
+DEVICE_KINDS: tuple[Kind, ...] = (  # what a device can say for itself
+    "outputs", "accuracy", "latency", "throughput", "speedup", "size", "memory", "dla", "precision", "build",
+)  # fmt: skip
 TAIL_CONFIDENCE = 0.99  # of a percentile's upper bound
 
 
@@ -23,10 +30,10 @@ class Exit(IntEnum):
     """Every exit code of the command line."""
 
     OK = 0  # nothing failed and nothing that was required is open
-    CHECK = 1  # a check without a code of its own: hash, outputs, precision, contract
+    CHECK = 1  # a check without a code of its own: hash, outputs, precision, contract, size, memory, DLA
     INPUT = 2  # the user can fix it: configuration, input, a full disk
-    ACCURACY = 3  # an accuracy or gain gate failed
-    LATENCY = 4  # a latency gate failed
+    ACCURACY = 3  # a gate of what the model answers failed: accuracy, gain, a class, flips
+    LATENCY = 4  # a gate of time failed: latency, throughput, speedup of INT8
     UNDECIDED = 5  # a gate cannot be decided with these samples
     ENVIRONMENT = 6  # environment or target cannot do what was asked, or something required was not run
     BUILD = 7  # ONNX or engine could not be built
@@ -36,8 +43,10 @@ class Exit(IntEnum):
 
 PRIORITY = (Exit.INPUT, Exit.CHECK, Exit.BUILD, Exit.ENVIRONMENT, Exit.ACCURACY, Exit.LATENCY, Exit.UNDECIDED)
 _FAILED: Mapping[Kind, Exit] = {
-    "hash": Exit.CHECK, "outputs": Exit.CHECK, "precision": Exit.CHECK, "contract": Exit.CHECK, "build": Exit.BUILD,
-    "require": Exit.ENVIRONMENT, "accuracy": Exit.ACCURACY, "gain": Exit.ACCURACY, "latency": Exit.LATENCY,
+    "hash": Exit.CHECK, "outputs": Exit.CHECK, "precision": Exit.CHECK, "contract": Exit.CHECK, "size": Exit.CHECK,
+    "memory": Exit.CHECK, "dla": Exit.CHECK, "build": Exit.BUILD, "require": Exit.ENVIRONMENT,
+    "accuracy": Exit.ACCURACY, "per_class": Exit.ACCURACY, "flips": Exit.ACCURACY, "gain": Exit.ACCURACY,
+    "latency": Exit.LATENCY, "throughput": Exit.LATENCY, "speedup": Exit.LATENCY,
 }  # fmt: skip
 
 
@@ -71,12 +80,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Quantile:
-    """A measured percentile of latency and its order-statistic upper bound (None where there were too few samples)."""
+    """A measured percentile of latency and its order-statistic upper bound (None where there were too few samples).
+
+    `invalid` says why it counts for nothing: the device was throttled meanwhile.
+    """
 
     percent: float
     value_ms: float
     upper_ms: float | None
     samples: int
+    invalid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +104,15 @@ class Place:
 
 
 def accuracy_gate(
-    interval: Interval, subject: Subject, *, max_drop: float, higher_is_better: bool, unit: str = "%"
+    interval: Interval, subject: Subject, *, max_drop: float, higher_is_better: bool, unit: str = "%", basis: str = ""
 ) -> Check:
-    """Pass where a drop beyond `max_drop` is excluded, fail where it is shown, inconclusive between; NaN fails."""
-    drop = _reversed(interval) if higher_is_better else interval
-    verdict = _verdict(drop.high <= max_drop, drop.low <= max_drop)
-    limit = difference_text(max_drop, unit=unit).lstrip("+")
+    """Pass where a drop beyond `max_drop` is excluded, fail where it is shown, inconclusive between; NaN fails.
+
+    `basis` says in words where the limit comes from, as in "1 % of 93.00 %".
+    """
+    drop = reversed_interval(interval) if higher_is_better else interval
+    verdict = verdict_of(drop.high <= max_drop, drop.low <= max_drop)
+    limit = difference_text(max_drop, unit=unit).lstrip("+") + (f" ({basis})" if basis else "")
     reason = {
         "pass": f"a drop beyond {limit} is excluded",
         "fail": f"the drop is beyond the limit of {limit}",
@@ -113,8 +129,8 @@ def gain_gate(
     interval: Interval, subject: Subject, *, min_gain: float, higher_is_better: bool, unit: str = "%"
 ) -> Check:
     """Pass where a gain of at least `min_gain` is shown, fail where it is excluded, inconclusive between; NaN fails."""
-    gain = interval if higher_is_better else _reversed(interval)
-    verdict = _verdict(gain.low >= min_gain, gain.high >= min_gain)
+    gain = interval if higher_is_better else reversed_interval(interval)
+    verdict = verdict_of(gain.low >= min_gain, gain.high >= min_gain)
     limit = difference_text(min_gain, unit=unit).lstrip("+")
     reason = {
         "pass": f"a gain of at least {limit} is shown",
@@ -128,7 +144,7 @@ def gain_gate(
 
 def compare(interval: Interval, *, higher_is_better: bool) -> Literal["better", "worse", "undecided"]:
     """Whether zero lies outside the interval, and on which side; undecided where it is NaN."""
-    gain = interval if higher_is_better else _reversed(interval)
+    gain = interval if higher_is_better else reversed_interval(interval)
     if gain.low > 0:
         return "better"
     return "worse" if gain.high < 0 else "undecided"
@@ -138,7 +154,7 @@ def outputs_gate(
     measured: float, subject: Subject, *, limit: float, what: str = "largest difference of outputs"
 ) -> Check:
     """Pass where `measured <= limit`; NaN fails."""
-    verdict = _verdict(measured <= limit, False)
+    verdict = verdict_of(measured <= limit, False)
     message = f"{what} {measured:.2e}, {'within' if verdict == 'pass' else 'beyond'} the limit of {limit:.2e}"
     return Check(subject.name, subject.hop, "outputs", verdict, message, finite(measured), limit, "", subject.where)
 
@@ -146,8 +162,8 @@ def outputs_gate(
 def latency_gate(quantile: Quantile, subject: Subject, *, limit_ms: float, wanted: Place, actual: Place) -> Check:
     """Pass where the percentile's upper bound is within the limit, fail where its estimate is beyond it.
 
-    Inconclusive between the two, and with fewer samples than `samples_for` the percentile. Pending where it was
-    measured on another runtime or device than the gate names (`same_place`). NaN fails.
+    Inconclusive between the two, with fewer samples than `samples_for` the percentile, and where the measurement is
+    invalid. Pending where it was measured on another runtime or device than the gate names (`same_place`). NaN fails.
     """
     value, upper = quantile.value_ms, math.inf if quantile.upper_ms is None else quantile.upper_ms
     label, needed = f"p{quantile.percent:g}", samples_for(quantile.percent)
@@ -157,11 +173,18 @@ def latency_gate(quantile: Quantile, subject: Subject, *, limit_ms: float, wante
     )
     if not same_place(wanted, actual):
         return replace(check, message=f"{message}, but the gate of {limit_ms:g} ms names {wanted}")
+    if quantile.invalid and math.isfinite(value):
+        return replace(check, verdict="inconclusive", message=f"{message}, {invalid_text(quantile.invalid)}")
     if quantile.samples < needed and math.isfinite(value):
         message += f": too few, {label} needs {needed}"
         return replace(check, verdict="inconclusive", message=message, samples_needed=needed)
     message += f", at most {upper:.2f} ms with {TAIL_CONFIDENCE * 100:g} % confidence; limit {limit_ms:g} ms"
-    return replace(check, verdict=_verdict(upper <= limit_ms, value <= limit_ms), message=message)
+    return replace(check, verdict=verdict_of(upper <= limit_ms, value <= limit_ms), message=message)
+
+
+def invalid_text(reasons: Sequence[str]) -> str:
+    """Why a measurement of time cannot judge."""
+    return f"which counts for nothing, since the device was slowed down meanwhile: {'; '.join(reasons)}"
 
 
 def samples_for(percent: float) -> int:
@@ -214,31 +237,32 @@ def _exit_of(check: Check, *, allow_inconclusive: bool) -> Exit:
     return Exit.UNDECIDED if check.verdict == "inconclusive" and not allow_inconclusive else Exit.OK
 
 
-def _verdict(certainly: bool, possibly: bool) -> Verdict:
-    """NaN makes both comparisons false, and so fails."""
+def verdict_of(certainly: bool, possibly: bool) -> Verdict:
+    """Pass, fail or inconclusive from two comparisons: NaN makes both false, and so fails."""
     if certainly:
         return "pass"
     return "inconclusive" if possibly else "fail"
 
 
-def _reversed(interval: Interval) -> Interval:
+def reversed_interval(interval: Interval) -> Interval:
+    """Of before - after."""
     return Interval(
         0.0 - interval.estimate, 0.0 - interval.high, 0.0 - interval.low,
         interval.confidence, interval.method, interval.n, interval.groups,
     )  # fmt: skip
 
 
+def rounded(count: int) -> int:
+    """A number of samples, rounded up: two digits are all that "about" may claim."""
+    step: int = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // step) * step
+
+
 def _sentence(interval: Interval, reason: str, *, unit: str, needed: int | None) -> str:
     if math.isnan(interval.estimate):
         return f"the difference is not a number: {interval.method}"
-    hint = "" if needed is None else f"; about {_rounded(needed):,} samples would decide"
+    hint = "" if needed is None else f"; about {rounded(needed):,} samples would decide"
     return f"{interval_text(interval, unit=unit)}: {reason}{hint}"
-
-
-def _rounded(count: int) -> int:
-    """Two digits are all that "about" may claim."""
-    step: int = 10 ** max(0, len(str(count)) - 2)
-    return -(-count // step) * step
 
 
 def _slug(name: str) -> str:

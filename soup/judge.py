@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from exporters.parity import OutputDifference, compare_outputs
 from exporters.runtimes import Arrays
-from soup.build_folder import Hop, Outputs
+from soup.build_folder import Hop, Outputs, WorstClass
 from soup.evaluate import Evaluation
 from soup.files import finite
 from soup.gates import compare
+from soup.per_class import Scores, worst_class
 from soup.search_records import difference_record
 from soup.statistics import Interval, paired_bootstrap, paired_difference
 from soup.tasks import Metric
@@ -23,7 +24,7 @@ def paired(metric: Metric, after: Arrays, before: Arrays, *, groups: np.ndarray 
 
     One statistic per sample is a mean, and compared as such; all else is resampled through the metric's own reader.
     """
-    if len(after) == 1 and all(array.ndim == 1 for array in after.values()):
+    if _one_score(after):
         return paired_difference(*after.values(), *before.values(), groups=groups)
     return paired_bootstrap(metric.reduce, after, before, groups=groups)
 
@@ -37,8 +38,13 @@ def hop(
     groups: np.ndarray | None,
     split: str,
     where: str,
+    labels: np.ndarray | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> tuple[Hop, Interval]:
-    """One step of the way, from two full evaluations that kept their outputs (in the same order, under any names)."""
+    """One step of the way, from two full evaluations that kept their outputs (in the same order, under any names).
+
+    With `labels`, int [n], it also tells the class that lost most, where the metric has one score per sample.
+    """
     interval = paired(metric, after.per_sample, before.per_sample, groups=groups)
     differences: tuple[OutputDifference, ...] = ()
     flipped = None
@@ -47,8 +53,25 @@ def hop(
         differences = compare_outputs(before.outputs, renamed)
         flipped = int(flips(before.outputs, renamed).sum())
     record = difference_record(interval, compare(interval, higher_is_better=metric.higher_is_better))
-    outputs = tuple(outputs_record(item) for item in differences)
-    return Hop(name, _number(before.value), _number(after.value), outputs, flipped, record, split, where), interval
+    scores = class_scores(
+        metric, after.per_sample, before.per_sample, labels=labels, groups=groups, class_names=class_names
+    )
+    found = Hop(
+        name, _number(before.value), _number(after.value), tuple(outputs_record(item) for item in differences), flipped,
+        record, split, where, None if scores is None else _worst_class(scores, metric),
+    )  # fmt: skip
+    return found, interval
+
+
+def class_scores(
+    metric: Metric, after: Arrays, before: Arrays, *, labels: np.ndarray | None, groups: np.ndarray | None,
+    class_names: Sequence[str] | None,
+) -> Scores | None:  # fmt: skip
+    """What a class is judged by; None without labels, or where the metric has no one score per sample."""
+    if labels is None or not _one_score(after):
+        return None
+    ((new,), (old,)) = after.values(), before.values()
+    return Scores(new, old, labels, groups, class_names, metric.higher_is_better)
 
 
 def renamed_as(reference: Arrays, outputs: Arrays) -> Arrays:
@@ -64,6 +87,19 @@ def outputs_record(difference: OutputDifference) -> Outputs:
 def prefixed(prefix: str, statistics: Arrays) -> Mapping[str, np.ndarray]:
     """The same arrays under `prefix/name`."""
     return {f"{prefix}/{name}": array for name, array in statistics.items()}
+
+
+def _worst_class(scores: Scores, metric: Metric) -> WorstClass | None:
+    worst = worst_class(scores)
+    if worst is None:
+        return None
+    verdict = compare(worst.interval, higher_is_better=metric.higher_is_better)
+    record = difference_record(worst.interval, verdict)
+    return WorstClass(worst.name, worst.interval.n, finite(worst.before), finite(worst.after), record)
+
+
+def _one_score(statistics: Arrays) -> bool:
+    return len(statistics) == 1 and all(array.ndim == 1 for array in statistics.values())
 
 
 def _number(value: float | None) -> float | None:

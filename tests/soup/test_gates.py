@@ -112,6 +112,16 @@ def test_a_passing_and_a_failing_gate_read_as_one_sentence():
     assert accuracy(math.nan, math.nan).measured is None
 
 
+def test_a_limit_that_depends_on_something_says_on_what():
+    check = accuracy_gate(
+        interval(-0.03, -0.01), SUBJECT, max_drop=0.0093, higher_is_better=True, basis="1 % of the soup's 93.00 %"
+    )
+    assert check.message == (
+        "−2.00 points, 95 % interval −3.00 to −1.00: the drop is beyond the limit of 0.93 points "
+        "(1 % of the soup's 93.00 %)"
+    )
+
+
 def test_better_and_worse_need_an_interval_without_zero():
     assert compare(interval(0.001, 0.1), higher_is_better=True) == "better"
     assert compare(interval(0.001, 0.1), higher_is_better=False) == "worse"
@@ -127,9 +137,11 @@ def test_outputs_are_within_their_limit_or_they_fail(measured, verdict):
     assert (check.verdict, check.kind, check.limit) == (verdict, "outputs", 1e-4)
 
 
-def latency(value: float, upper: float | None, *, samples: int = 1000, actual: Place = ORIN) -> Check:
-    wanted = Place("tensorrt", "orin-nano")
-    return latency_gate(Quantile(99, value, upper, samples), SUBJECT, limit_ms=10, wanted=wanted, actual=actual)
+def latency(
+    value: float, upper: float | None, *, samples: int = 1000, actual: Place = ORIN, invalid: tuple[str, ...] = ()
+) -> Check:
+    quantile = Quantile(99, value, upper, samples, invalid)
+    return latency_gate(quantile, SUBJECT, limit_ms=10, wanted=Place("tensorrt", "orin-nano"), actual=actual)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +166,21 @@ def test_a_percentile_is_not_judged_from_too_few_samples():
     assert (few.verdict, few.samples_needed) == ("inconclusive", 459)
     assert latency(9, 9.5, samples=459).verdict == "pass"
     assert latency(math.nan, None, samples=10).verdict == "fail"
+
+
+@pytest.mark.parametrize(("value", "upper"), [(9, 9.5), (11, 12)])
+def test_a_latency_of_a_device_that_throttled_judges_nothing(value, upper):
+    """Correctness 41: neither a pass nor a failure can be read from it, and the reasons are told."""
+    check = latency(value, upper, invalid=("the GPU's clock fell from 900 to 600 MHz", "power mode changed"))
+    assert (check.verdict, check.samples_needed) == ("inconclusive", None)
+    assert check.message == (
+        f"p99 {value:.2f} ms on tensorrt on NVIDIA Jetson Orin Nano Developer Kit from 1,000 samples, which counts for "
+        "nothing, since the device was slowed down meanwhile: the GPU's clock fell from 900 to 600 MHz; "
+        "power mode changed"
+    )
+    elsewhere = latency(value, upper, invalid=("hot",), actual=Place("onnxruntime", "cpu (AMD EPYC 7B13)"))
+    assert elsewhere.verdict == "pending"
+    assert latency(math.nan, None, invalid=("hot",)).verdict == "fail"
 
 
 def test_a_latency_measured_elsewhere_is_recorded_and_pending():
@@ -194,8 +221,8 @@ def test_what_is_required_and_was_not_run_is_pending():
 
 
 FAILED = {
-    "hash": 1, "outputs": 1, "precision": 1, "contract": 1, "build": 7,
-    "require": 6, "accuracy": 3, "gain": 3, "latency": 4,
+    "hash": 1, "outputs": 1, "precision": 1, "contract": 1, "size": 1, "memory": 1, "dla": 1, "build": 7, "require": 6,
+    "accuracy": 3, "per_class": 3, "flips": 3, "gain": 3, "latency": 4, "throughput": 4, "speedup": 4,
 }  # fmt: skip
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from soup.build_folder import Hop
 from soup.evaluate import Evaluation
@@ -76,6 +78,27 @@ def test_a_hop_tells_values_flips_outputs_and_verdict() -> None:
     assert record.difference.estimate == interval.estimate == pytest.approx(28 / 40)
     assert record.difference.verdict == "better"
     assert (record.name, record.split, record.where) == ("a → b", "val", "torch")
+
+
+def test_a_hop_names_the_class_that_lost_most_where_it_is_given_labels() -> None:
+    before, after = logits(40), logits(40)
+    after[[3, 7, 11, 15]] = after[[2, 6, 10, 14]]  # of class 3, ten images
+    names = ["a", "b", "c", "dog"]
+    record, _ = hop(
+        "a → b", evaluation(before), evaluation(after), metric=METRIC, groups=None, split="val", where="torch",
+        labels=LABELS, class_names=names,
+    )  # fmt: skip
+    worst = record.worst_class
+    assert worst is not None
+    assert (worst.name, worst.n, worst.before, worst.after) == ("dog", 10, 1.0, 0.6)
+    assert (worst.difference.estimate, worst.difference.confidence) == (pytest.approx(-0.4), pytest.approx(0.9875))
+    assert step(evaluation(before), evaluation(after))[0].worst_class is None
+
+
+def test_a_record_of_a_hop_from_before_classes_were_told_still_reads() -> None:
+    record, _ = step(evaluation(logits(9)), evaluation(logits(9)))
+    older = {name: value for name, value in asdict(record).items() if name != "worst_class"}
+    assert TypeAdapter(Hop).validate_python(older) == record
 
 
 def test_a_loss_that_rises_is_worse() -> None:
