@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
+from soup.device_lines import bisect_lines, check_lines, finish_lines, latency_lines, merge_lines, verify_lines
 from soup.files import readable_json, shown
-from soup.gates import Check, Exit
+from soup.gates import Exit
 from soup.progress import duration_text, say
 
 if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and may need torch
     from soup.bench import BenchResult
-    from soup.bisect import BisectResult
     from soup.check import CheckResult
     from soup.doctor import Facts
     from soup.estimate import Estimate
     from soup.expect import Comparison
     from soup.inspect import Inspection
-    from soup.kit import FinishResult
-    from soup.merge import MergeResult
     from soup.pipeline import BuildResult
     from soup.recook import Recooked
-    from soup.release import VerifyResult
     from soup.ship import ExportResult
     from soup.starter import InitResult
 
@@ -90,17 +87,6 @@ def _style(line: str) -> str | None:
     return _STYLES.get(line.split()[0]) if line.split() else None
 
 
-def _check_lines(checks: tuple[Check, ...] | list[Check]) -> Iterator[str]:
-    """Failures first, in full; what passed in a line of its own too: a release engineer reads them all."""
-    order = {"fail": 0, "inconclusive": 1, "pending": 2, "pass": 3}
-    for check in sorted(checks, key=lambda one: order[one.verdict]):
-        if check.kind != "hash" or check.verdict != "pass":
-            yield f"{check.verdict:<13}{check.name}, {check.hop}: {check.message}"
-    hashes = sum(check.kind == "hash" and check.verdict == "pass" for check in checks)
-    if hashes:
-        yield f"{'pass':<13}{hashes} {'files are as they were' if hashes > 1 else 'file is as it was'} sealed"
-
-
 def _build(result: BuildResult) -> Iterator[str]:
     from soup.build_report import comparison_sentence, winner_sentence
     from soup.build_tables import cost_sentence, shown_value
@@ -115,7 +101,7 @@ def _build(result: BuildResult) -> Iterator[str]:
             value = shown_value(record, answer.val)
             yield f"method       {answer.method}: {value} on val, of {len(answer.weights)} checkpoints"
     yield from (f"likely       {cause}" for cause in (record.explanation.causes if record.explanation else ()))
-    yield from _check_lines(record.checks)
+    yield from check_lines(record.checks)
     if result.show_reuse:
         yield from _reuse(result)
     yield f"cost         {cost_sentence(record.cost)}"
@@ -151,65 +137,11 @@ def _export(result: ExportResult) -> Iterator[str]:
         moved = "" if worst is None else f", outputs max {worst:.1e}"
         difference = difference_text(hop.difference, unit=result.metric_unit)
         yield f"hop          {hop.name}: {difference}{flips}{moved} ({hop.where})"
-    yield from _latency_lines(result.findings.latency)
-    yield from _check_lines(result.findings.checks)
+    yield from latency_lines(result.findings.latency)
+    yield from check_lines(result.findings.checks)
     yield from (f"note         {note}" for note in result.findings.notes)
     yield f"wrote {result.release} ({', '.join(result.files)})"
     yield f"digest {result.digest}"
-
-
-def _verify(result: VerifyResult) -> Iterator[str]:
-    yield from _found(result)
-    if result.golden_values:
-        yield f"{result.metric} on the golden samples: {_values(result.golden_values, unit=result.metric_unit)}"
-    if result.digest:
-        yield f"digest {result.digest}"
-
-
-def _finish(result: FinishResult) -> Iterator[str]:
-    yield from (f"tried        {one.precision.upper()}: {one.outcome}: {one.reason}" for one in result.tried)
-    yield from _found(result)
-    if result.kit is None:
-        return
-    if values := result.findings.values:
-        yield f"{result.metric} on the golden samples: {_values(values, unit=result.metric_unit)}"
-    yield f"wrote {result.kit} ({', '.join(result.files)}), the kit of {result.device}"
-    yield f"digest {result.digest}"
-
-
-def _merge(result: MergeResult) -> Iterator[str]:
-    for one in result.arrivals:
-        yield f"device       {one.device}: {one.state}, from {one.kit}, {'ran there' if one.ran else 'only built'}"
-    yield from _check_lines(result.checks)
-    yield f"digest {result.digest}, as it was" if result.arrivals else "nothing was merged"
-
-
-def _bisect(result: BisectResult) -> Iterator[str]:
-    from soup.bisect import layer_lines
-
-    yield from layer_lines(result)
-    yield from (f"note         {note}" for note in result.notes)
-
-
-def _found(result: VerifyResult | FinishResult) -> Iterator[str]:
-    yield from _latency_lines(result.findings.latency)
-    yield from _check_lines(result.findings.checks)
-    yield from (f"note         {note}" for note in result.findings.notes)
-
-
-def _values(values: Mapping[str, float | None], *, unit: str) -> str:
-    from soup.report import value_text
-
-    return ", ".join(f"{name} {value_text(value, unit=unit)}" for name, value in values.items())
-
-
-def _latency_lines(latency: Mapping[str, Any]) -> Iterator[str]:
-    for name, one in latency.items():
-        upper = "no bound" if one.p99_upper_ms is None else f"at most {one.p99_upper_ms:.2f}"
-        yield (
-            f"latency      {name}: p50 {one.p50_ms:.2f} ms, p90 {one.p90_ms:.2f}, p99 {one.p99_ms:.2f} ({upper}), "
-            f"{one.samples} calls of batch {one.contract['batch']} on {one.contract['provider']}"
-        )
 
 
 def _bench(result: BenchResult) -> Iterator[str]:
@@ -220,7 +152,7 @@ def _bench(result: BenchResult) -> Iterator[str]:
     if len(result.rows) > 1:
         yield from bench_lines(result.rows)
     else:
-        yield from _latency_lines({result.model.name: result.latency})
+        yield from latency_lines({result.model.name: result.latency})
     yield from result.verdicts
     yield from (f"note         {note}" for note in result.notes)
     yield "timed: " + ", ".join(f"{name} {value}" for name, value in sorted(result.latency.contract.items()))
@@ -324,7 +256,7 @@ def _doctor(result: Facts) -> Iterator[str]:
 
 _TEXTS: Mapping[str, Callable[[Any], Iterator[str]]] = {
     "init": _init, "check": _check, "build": _build, "build --recipe": _recook, "export": _export,
-    "verify": _verify, "verify --finish": _finish, "verify --bisect": _bisect, "merge": _merge,
+    "verify": verify_lines, "verify --finish": finish_lines, "verify --bisect": bisect_lines, "merge": merge_lines,
     "bench": _bench, "inspect": _inspect, "doctor": _doctor,
 }  # fmt: skip
 _MEANINGS = {

@@ -20,7 +20,7 @@ from soup import __version__
 from soup.cli import app
 
 Soup = Callable[..., subprocess.CompletedProcess[str]]
-COMMANDS = ["init", "check", "build", "export", "verify", "bench", "inspect", "doctor"]
+COMMANDS = ["init", "check", "build", "export", "verify", "merge", "bench", "inspect", "doctor"]
 NO_TORCH = """
 import sys
 sys.modules["torch"] = None
