@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import averaging, batchnorm, growth, search
+from benchmarks import averaging, batchnorm, growth, latency, search
 from exporters.runtimes import device_name
 from soup.doctor import versions
 from soup.report import table
@@ -46,6 +46,7 @@ def sections(*, quick: bool) -> Iterator[str]:
     if not quick:
         yield from growth_section(*growth.run())
     yield from batchnorm_section(batchnorm.run(quick=quick))
+    yield from latency_section(latency.run(quick=quick))
 
 
 def averaging_section(result: Mapping[str, Any]) -> Iterator[str]:
@@ -81,6 +82,14 @@ def batchnorm_section(result: Mapping[str, Any]) -> Iterator[str]:
     yield rows_table(result["errors"])
     yield "Time of one pass:"
     yield rows_table(result["times"])
+
+
+def latency_section(result: Mapping[str, Any]) -> Iterator[str]:
+    """soup's times beside a plain loop and ONNX Runtime's profile, and the noise of a network against itself."""
+    yield f"**Latency** ({facts(result['setting'])}): medians in ms; ratios with their 95 % intervals over the rounds"
+    yield rows_table(result["rows"])
+    yield "A network against itself in turns (blocks of A B B A): what noise alone does to the ratio:"
+    yield rows_table(result["pairs"])
 
 
 def facts(setting: Mapping[str, object]) -> str:
