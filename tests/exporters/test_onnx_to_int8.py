@@ -179,12 +179,14 @@ def test_all_scales_are_symmetric_int8_and_no_bias_is_rounded(blocks: Case) -> N
 def test_weights_are_numpys_rounding_to_even_with_one_scale_for_each_output_channel(blocks: Case) -> None:
     before, after = constants(graph_of(blocks.model)), graph_of(blocks.made)
     values, made = constants(after), producers(after)
-    axes = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}
+    axes = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}  # this Gemm has its second factor transposed
+    planned = plan_int8(blocks.model, where="blocks").weight_axes
     checked = []
     for item in compute_layers(onnx.ModelProto.FromString(blocks.model)):
         if item.inputs[1] not in before:
             continue
         weight, axis = before[item.inputs[1]].astype(np.float64), axes[item.op]
+        assert planned[item.name] == axis
         others = tuple(index for index in range(weight.ndim) if index != axis)
         scale = (np.abs(weight).max(axis=others, keepdims=True) / 127).astype(np.float32)
         expected = np.clip(np.rint(before[item.inputs[1]] / scale), -127, 127)
