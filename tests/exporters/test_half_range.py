@@ -41,6 +41,10 @@ def test_a_span_holds_what_numpy_says_of_the_same_numbers() -> None:
     assert span.lost == pytest.approx(np.sqrt(np.mean(errors**2)))
 
 
+def test_the_smallest_number_is_known_above_the_normal_range_too() -> None:
+    assert span_of(np.array([0.0, -0.5, 3.0], np.float32)).smallest == 0.5
+
+
 def test_zeros_and_no_numbers_at_all_fit() -> None:
     for array in (np.zeros(4, np.float32), np.zeros(0, np.float32)):
         assert span_of(array) == Span(0.0, math.inf, 0.0, 0.0)

@@ -167,6 +167,17 @@ def test_an_input_that_two_nodes_read_is_normalised_for_both() -> None:
     np.testing.assert_allclose(run(made, frames()), run(model, normalized(frames(), MEAN, STD)), rtol=1e-5, atol=1e-5)
 
 
+def test_an_input_that_the_convolution_shares_is_normalised_for_the_other_too() -> None:
+    proto = onnx.ModelProto.FromString(network(BARE))
+    proto.graph.node.append(helper.make_node("Identity", ["input"], ["seen"], name="seen"))
+    proto.graph.output.append(helper.make_tensor_value_info("seen", 1, ["n", 3, 8, 9]))
+
+    with OnnxRuntime(inside(proto.SerializeToString()), where="test") as runtime:
+        outputs = runtime({"input": frames()})
+
+    np.testing.assert_array_equal(outputs["seen"], normalized(frames(), MEAN, STD))
+
+
 def test_a_weight_that_another_node_reads_too_is_not_scaled_for_it() -> None:
     proto = onnx.ModelProto.FromString(network(BARE))
     proto.graph.node.append(helper.make_node("Identity", ["w"], ["weights"], name="also"))

@@ -151,6 +151,13 @@ def test_a_node_whose_activation_would_overflow_stays_fp32_and_so_does_its_reade
     assert [node.input[0] for node in casts] == ["small", "y:fp16"]
 
 
+def test_a_weight_has_no_headroom_as_it_is_known() -> None:
+    model = graph([helper.make_node("Mul", ["x", "w"], ["y"], name="scaled")], {"w": np.array([6e4], np.float32)},
+                  shape=("n", 2))  # fmt: skip
+
+    assert half(model, np.array([[0.25, 0.5]], np.float32)).kept == {}
+
+
 def test_a_constant_that_nodes_of_both_types_read_is_there_in_both() -> None:
     nodes = [
         helper.make_node("Add", ["x", "c"], ["a"], name="in_half"),
@@ -206,12 +213,12 @@ def test_a_batchnorm_that_was_left_is_folded_before_its_variance_meets_fp16(vari
     mean = random.normal(size=3) * variance**0.5
     statistics = {"s": random.uniform(0.5, 2, 3), "b": random.normal(size=3), "m": mean, "v": np.full(3, variance)}
     arrays = {name: values.astype(np.float32) for name, values in statistics.items()}
-    model = graph([helper.make_node("BatchNormalization", ["x", *arrays], ["y"], name="bn", epsilon=1e-12)], arrays,
+    model = graph([helper.make_node("BatchNormalization", ["x", *arrays], ["y"], name="bn", epsilon=variance)], arrays,
                   shape=("n", 3, *(2,) * (rank - 2)))  # fmt: skip
     x = (random.normal(size=(4, 3, *(2,) * (rank - 2))) * variance**0.5).astype(np.float32)
     axes = (1, 3, *(1,) * (rank - 2))
     wide = {name: values.astype(np.float64).reshape(axes) for name, values in arrays.items()}
-    expected = (x - wide["m"]) / np.sqrt(wide["v"] + 1e-12) * wide["s"] + wide["b"]
+    expected = (x - wide["m"]) / np.sqrt(wide["v"] + np.float32(variance)) * wide["s"] + wide["b"]
 
     made = half(model, x)
 
@@ -232,6 +239,15 @@ def test_a_batchnorm_of_computed_statistics_stays_fp32() -> None:
     made = half(graph(nodes, weights, shape=("n", 2)), np.ones((3, 2), np.float32))
 
     assert made.kept["bn"] == "its statistics are not constants that can be folded"
+
+
+def test_a_batchnorm_in_training_mode_is_not_folded() -> None:
+    weights = {name: np.ones(2, np.float32) for name in ("s", "b", "m", "v")}
+    node = helper.make_node("BatchNormalization", ["x", *weights], ["y", "mean", "var"], name="bn", training_mode=1)
+
+    made = onnx_to_fp16(graph([node], weights, shape=("n", 2)), {}, where="test")
+
+    assert made.kept == {"bn": "its statistics are not constants that can be folded"}
 
 
 def test_sizes_and_scales_of_a_resize_stay_as_the_operator_wants_them() -> None:
@@ -352,8 +368,13 @@ def test_a_quantised_graph_stays_quantised_and_its_float_rest_becomes_fp16(
     assert found == ["int8", "int8", "fp16"]
     assert relative(run(mixed, x, "input"), run(int8, x, "input")) < 0.05
     assert (run(mixed, x, "input").argmax(1) == run(model, x, "input").argmax(1)).mean() > 0.95
-    scales = [node.input[1] for node in onnx.ModelProto.FromString(mixed).graph.node if "Quant" in node.op_type]
-    types = {tensor.name: tensor.data_type for tensor in onnx.ModelProto.FromString(mixed).graph.initializer}
+    proto = onnx.ModelProto.FromString(mixed)
+    makers = {name: node.op_type for node in proto.graph.node for name in node.output}
+    assert {makers[name] for node in proto.graph.node if node.op_type == "Conv" for name in node.input[:2]} == {
+        "DequantizeLinear"
+    }
+    scales = [node.input[1] for node in proto.graph.node if "quantize" in node.op_type.lower()]
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     assert {types[name] for name in scales} == {onnx.TensorProto.FLOAT}
 
 
