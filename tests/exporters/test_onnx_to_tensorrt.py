@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -480,12 +481,16 @@ def test_a_signal_to_the_parent_ends_a_running_build_and_leaves_nothing(tmp_path
     write_onnx(tmp_path / "model.onnx", blocks=200)
     with subprocess.Popen([sys.executable, "-c", BUILDING, tmp_path], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        child = os.pidfd_open(int(parent.stdout.readline()))
+        pid = int(parent.stdout.readline())
+        child = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGSTOP)  # it does nothing by itself, not even notice that nobody reads
 
         parent.send_signal(signal.Signals[name])
         parent.wait(timeout=20)
 
         ended, _, _ = select.select([child], [], [], 20)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child, signal.SIGKILL)
         os.close(child)
     assert ended
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
