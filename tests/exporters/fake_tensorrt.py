@@ -50,6 +50,7 @@ class FakeCuda:
     def device(self, size_bytes: int) -> int:
         from exporters import ExportError
 
+        assert size_bytes > 0, "cudaMalloc gives no address for nothing"
         if self.memory.limit_bytes is not None and size_bytes > self.memory.limit_bytes:
             raise ExportError(f"CUDA: no memory for {size_bytes} bytes", kind="environment")
         return self.memory.take(size_bytes)

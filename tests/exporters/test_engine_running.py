@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from exporters import ExportError, cuda_graph, engine, output_allocator
 from exporters.cuda import PyCuda
 from exporters.cuda_graph import CudaGraph
 from exporters.engine import EngineRuntime
-from exporters.engine_tensors import Profile, profile_for
+from exporters.engine_tensors import Profile, engine_profiles, profile_for
+from exporters.runtimes import TensorInfo
 
 
 def _load_fake() -> ModuleType:
@@ -120,6 +121,19 @@ def test_the_chosen_profile_takes_the_samples_or_is_the_next_above(
         assert abs(chosen.opt - count) == min(abs(profile.opt - count) for profile in taking)
     else:
         assert chosen.least == min(profile.least for profile in profiles if profile.least > count)
+
+
+def test_a_profile_takes_what_all_inputs_take_and_one_without_a_common_batch_is_left_out() -> None:
+    shapes = {"a": [((1, 3), (4, 3), (8, 3)), ((16, 3), (16, 3), (32, 3))],
+              "b": [((2, 5), (2, 5), (6, 5)), ((1, 5), (2, 5), (8, 5))]}  # fmt: skip
+    device = SimpleNamespace(
+        num_optimization_profiles=2, get_tensor_profile_shape=lambda name, index: shapes[name][index]
+    )
+    inputs = (TensorInfo("a", "float32", ("batch", 3)), TensorInfo("b", "float32", ("batch", 5)))
+    assert engine_profiles(device, inputs, where="m.engine") == (Profile(0, 2, 4, 6),)
+    shapes["b"][0] = ((9, 5), (9, 5), (9, 5))
+    with pytest.raises(ExportError, match=r"m\.engine: its inputs have no batch in common"):
+        engine_profiles(device, inputs, where="m.engine")
 
 
 def test_an_input_of_which_more_than_the_batch_is_dynamic_is_refused_and_everything_freed(opened: Any) -> None:
