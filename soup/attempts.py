@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from exporters.audit import LayerAudit
 from exporters.precision import Precision
 from soup.gates import Check
 
@@ -69,3 +70,4 @@ class Attempt:
     share: float | None = None
     checks: tuple[Check, ...] = ()
     raised: Raised | None = None
+    layers: tuple[LayerAudit, ...] = ()  # of its graph: what each computes in

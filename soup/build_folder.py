@@ -25,8 +25,8 @@ RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS = (
 )  # fmt: skip
 LEDGER, PICTURE, RANGES = "ledger.sqlite", "soup.svg", "ranges.json"
 OURS = (
-    RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", PICTURE, RANGES, "release", "cache", LOCK_NAME,
-    LEDGER, f"{LEDGER}-journal", f"{LEDGER}.damaged",
+    RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", PICTURE, RANGES, "release", "cache",
+    LOCK_NAME, LEDGER, f"{LEDGER}-journal", f"{LEDGER}.damaged",
 )  # fmt: skip
 
 

@@ -1,12 +1,18 @@
-"""The real images that ranges are measured on: from train, in neither val nor test, as the graph is fed."""
+"""The real images that ranges are measured on, as the graph is fed; and the ranges, kept from export to export."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from calib import CalibError
+from calib.ranges import RangeTable, read_ranges, write_ranges
 from calib.samples import choose, list_sha256
 from soup import Progress, SoupError
+from soup.build_folder import RANGES
 from soup.export_source import Source
 from soup.larder import load_data, open_split
 from soup.pipeline import cache_folder
@@ -36,3 +42,20 @@ def calibration_images(source: Source, *, progress: Progress) -> Images:
         except CalibError as error:
             raise SoupError(f"data.train: nothing to measure ranges on: {error}") from error
     return Images(split.inputs(order), list_sha256([split.hashes[row] for row in order]), split.name)
+
+
+def known_ranges(build: Path) -> RangeTable | None:
+    """What an earlier export of the build measured; where that is damaged it is measured again."""
+    try:
+        return read_ranges(build / RANGES) if (build / RANGES).is_file() else None
+    except CalibError:
+        return None
+
+
+def keep_ranges(table: RangeTable | None, folders: Sequence[Path]) -> None:
+    """Write the table, where one was measured; a folder that is read-only goes without."""
+    if table is None:
+        return
+    for folder in folders:
+        with contextlib.suppress(CalibError):
+            write_ranges(folder / RANGES, table)

@@ -89,7 +89,14 @@ def _graph(job: Job, forge: Forge, reference: Proved, precision: Precision) -> t
     ships = "passes every gate that can be judged here"
     if precision == "fp32":
         return reference, Attempt(
-            "fp32", reference.artifact.file, "ships", ships, _value(reference), share=1.0, checks=reference.gates
+            "fp32",
+            reference.artifact.file,
+            "ships",
+            ships,
+            _value(reference),
+            share=1.0,
+            checks=reference.gates,
+            layers=reference.audits,
         )
     variant, raised = forge.make(precision), None
     graph, audit, part = _proved(job, reference, variant)
@@ -101,7 +108,9 @@ def _graph(job: Job, forge: Forge, reference: Proved, precision: Precision) -> t
             graph, audit, part = _proved(job, reference, variant)
     kept = {**variant.kept, **dict.fromkeys(raised.layers if raised else (), "the gates fail with it lower")}
     checks = (*graph.parity, audit, *graph.gates)
-    return graph, Attempt(precision, graph.artifact.file, "ships", ships, _value(graph), kept, part, checks, raised)
+    return graph, Attempt(
+        precision, graph.artifact.file, "ships", ships, _value(graph), kept, part, checks, raised, graph.audits
+    )
 
 
 def _proved(job: Job, reference: Proved, variant: Variant) -> tuple[Proved, Check, float]:

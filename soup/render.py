@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from soup.device_lines import bisect_lines, check_lines, finish_lines, latency_lines, merge_lines, verify_lines
+from soup.export_lines import export_lines
 from soup.files import readable_json, shown
 from soup.gates import Exit
 from soup.progress import duration_text, say
@@ -23,7 +24,6 @@ if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and may
     from soup.inspect import Inspection
     from soup.pipeline import BuildResult
     from soup.recook import Recooked
-    from soup.ship import ExportResult
     from soup.starter import InitResult
 
 SCHEMA_VERSION = 1
@@ -126,22 +126,6 @@ def _reuse(result: BuildResult) -> Iterator[str]:
 def _recook(result: Recooked) -> Iterator[str]:
     yield f"cooked {len(result.ingredients)} checkpoints again: the state SHA-256 is {result.state_sha256}, as recorded"
     yield f"wrote {result.folder}/soup.safetensors, recipe.json"
-
-
-def _export(result: ExportResult) -> Iterator[str]:
-    from soup.build_tables import difference_text
-
-    for hop in result.findings.hops:
-        flips = "" if hop.flips is None else f", {hop.flips} flips"
-        worst = max((one.max_abs for one in hop.outputs if one.max_abs is not None), default=None)
-        moved = "" if worst is None else f", outputs max {worst:.1e}"
-        difference = difference_text(hop.difference, unit=result.metric_unit)
-        yield f"hop          {hop.name}: {difference}{flips}{moved} ({hop.where})"
-    yield from latency_lines(result.findings.latency)
-    yield from check_lines(result.findings.checks)
-    yield from (f"note         {note}" for note in result.findings.notes)
-    yield f"wrote {result.release} ({', '.join(result.files)})"
-    yield f"digest {result.digest}"
 
 
 def _bench(result: BenchResult) -> Iterator[str]:
@@ -255,7 +239,7 @@ def _doctor(result: Facts) -> Iterator[str]:
 
 
 _TEXTS: Mapping[str, Callable[[Any], Iterator[str]]] = {
-    "init": _init, "check": _check, "build": _build, "build --recipe": _recook, "export": _export,
+    "init": _init, "check": _check, "build": _build, "build --recipe": _recook, "export": export_lines,
     "verify": verify_lines, "verify --finish": finish_lines, "verify --bisect": bisect_lines, "merge": merge_lines,
     "bench": _bench, "inspect": _inspect, "doctor": _doctor,
 }  # fmt: skip

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 
-from calib.samples import list_sha256
 from exporters.audit import audit_onnx
 from exporters.in_graph import with_preprocess
 from exporters.onnx_facts import onnx_facts
@@ -18,7 +16,7 @@ from exporters.runtimes import OnnxRuntime
 from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
 from soup import Progress, SoupError
 from soup.build_folder import RECIPE, read_build
-from soup.calibration_images import calibration_images
+from soup.calibration_images import calibration_images, keep_ranges, known_ranges
 from soup.companion_files import companions
 from soup.export_proof import Before, Job, Options, Proved, answers_of, prove_file, step
 from soup.export_source import Source, exported_config, open_build
@@ -28,13 +26,14 @@ from soup.golden import GOLDEN, Golden, write_golden
 from soup.ladder import Rung, climb, shipped_graph
 from soup.manifest import read_manifest, seal, strangers
 from soup.proof import Artifact, Findings, outputs_check, place_of
-from soup.release_facts import GoldenFacts, GraphFacts, Previous, ReleaseFacts, ValFacts, as_json
+from soup.release_facts import Previous, as_json
 from soup.release_report import Heading, write_reports
+from soup.ship_facts import release_facts
 from soup.single_cost import compare_cost
 from soup.target_plan import plan_for
 from soup.variants import Forge, Rules
 
-ONNX, RANGES = "model.onnx", "ranges.json"
+ONNX = "model.onnx"
 _EXAMPLES = 8  # samples that the exporter traces with, and compares a simplified graph on
 
 
@@ -63,17 +62,20 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
         plan = plan_for(exported_config(built, overrides), engine=options.trt)
         source = open_build(built, overrides, progress=progress)
         findings = Findings(list(built.record.hops), list(built.record.checks))
-        job, reference, exported = _onnx(Job(source, stage, findings, options, plan, progress))
-        rungs = climb(job, _forge(job), reference, wanted=plan.precisions)
+        start = Job(source, stage, findings, options, plan, progress)
+        job, reference, exported = _onnx(start)
+        forge = _forge(job)
+        rungs = climb(job, forge, reference, wanted=plan.precisions)
         ships = _settle(job, reference, rungs)
         artifacts = _artifacts(job, reference, rungs, ships)
-        _cost(job)
+        keep_ranges(forge.measured, (stage, built.path) if _has_int8(rungs) else (built.path,))
+        _cost(start)
         companions(job, shipped_graph(rungs, reference), reference, (exported.inputs, exported.outputs))
         write_golden(stage / GOLDEN, _golden(source, reference, rungs, artifacts))
         findings.checks += require_gates(source.config.gates.require, findings.done)
         code = exit_code(findings.checks, allow_inconclusive=options.allow_inconclusive)
         findings.attempts += [rung.attempt for rung in rungs]
-        facts = _facts(source, exported, artifacts, findings, code=code, previous=previous)
+        facts = release_facts(source, exported, artifacts, findings, code=code, previous=previous, plan=plan)
         if read_build(folder).record != built.record:
             raise SoupError(f"{folder}: was built anew meanwhile. Export again.")
         heading = Heading("Release report", facts.created, code, facts.recipe_sha256, source.metric, "val")
@@ -138,7 +140,12 @@ def _forge(job: Job) -> Forge:
     return Forge(
         (job.stage / ONNX).read_bytes(), lambda: calibration_images(job.source, progress=job.progress),
         Rules(rules.method, rules.percentile, rules.backend, rules.rest), where=ONNX, progress=job.progress,
+        known=known_ranges(job.source.built.path),
     )  # fmt: skip
+
+
+def _has_int8(rungs: Sequence[Rung]) -> bool:
+    return any(rung.attempt.precision == "int8" and rung.graph is not None for rung in rungs)
 
 
 def _settle(job: Job, reference: Proved, rungs: Sequence[Rung]) -> Rung | None:
@@ -230,34 +237,6 @@ def _golden(source: Source, reference: Proved, rungs: Sequence[Rung], artifacts:
         targets={name: array[rows] for name, array in source.golden.targets.items()},
         outputs={"torch": torch_answers, **answers},
         best_single={name: array[rows] for name, array in best_single.items()},
-    )
-
-
-def _facts(
-    source: Source, exported: OnnxExport, artifacts: Sequence[Artifact], findings: Findings, *,
-    code: Exit, previous: Previous | None,
-) -> ReleaseFacts:  # fmt: skip
-    record, config, golden = source.built.record, source.config, source.golden
-    return ReleaseFacts(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        task=config.task,
-        metric=config.metric,
-        classes=source.val.class_names,
-        preprocess=config.preprocess.model_dump(mode="json") if config.preprocess else None,
-        recipe_sha256=sha256_file(source.built.path / RECIPE),
-        state_sha256=record.state_sha256,
-        best_single=record.best_single,
-        winner=record.winner,
-        val=ValFacts(len(source.val), list_sha256(source.val.hashes), findings.values),
-        golden=GoldenFacts(golden.name, len(source.golden_rows), len(golden), record.splits[golden.name].groups),
-        onnx=GraphFacts(exported.opset, exported.inputs, exported.outputs, exported.simplified),
-        artifacts=tuple(artifacts),
-        gates=config.gates,
-        checks=tuple(findings.checks),
-        verified=tuple(findings.verified),
-        exit_code=int(code),
-        previous=previous,
-        precision=tuple(findings.attempts),
     )
 
 

@@ -67,6 +67,7 @@ class Forge:
     rules: Rules
     where: str
     progress: Progress = silent
+    known: RangeTable | None = None  # used again where it is of this very graph, these images and this method
     _images: Images | None = None
     _spans: Mapping[str, Span] | None = None
     _table: RangeTable | None = None
@@ -93,17 +94,28 @@ class Forge:
             return Variant("fp32", self.graph, {})
         return self._fp16(self.graph, keep) if precision == "fp16" else self._int8(keep)
 
+    @property
+    def measured(self) -> RangeTable | None:
+        """The ranges, where they were needed."""
+        return self._table
+
     def table(self) -> RangeTable:
         """The range of every activation that INT8 needs; measured at the first call, on images that are real."""
         if self._table is None:
-            images, names = self._real_images(), calibration_tensors(self.graph)
-            pixels = [name for name in names if name in _pixels(self.graph)]
-            inner = [name for name in names if name not in pixels]
-            ranges = self._measured(inner, self.rules.method) | self._measured(pixels, "minmax")
-            self._table = RangeTable(
-                self.rules.method, len(images.array), images.list_sha256, sha256_bytes(self.graph), ranges
-            )
+            images = self._real_images()
+            percentile = self.rules.percentile if self.rules.method == "percentile" else None
+            facts = (self.rules.method, len(images.array), images.list_sha256, sha256_bytes(self.graph))
+            known = self.known
+            if known and (known.method, known.samples, known.list_sha256, known.graph_sha256) == facts:
+                self._table = known if known.percentile == percentile else None
+            self._table = self._table or RangeTable(*facts, self._all_ranges(), percentile)
         return self._table
+
+    def _all_ranges(self) -> dict[str, tuple[float, float]]:
+        names, pixels = calibration_tensors(self.graph), _pixels(self.graph)
+        inner = [name for name in names if name not in pixels]
+        shown = [name for name in names if name in pixels]
+        return self._measured(inner, self.rules.method) | self._measured(shown, "minmax")
 
     def _measured(self, names: Sequence[str], method: Method) -> dict[str, tuple[float, float]]:
         if not names:
