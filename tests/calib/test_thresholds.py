@@ -71,12 +71,29 @@ def test_entropys_choice_among_all_candidates_is_that_of_a_plain_computation(see
     random = np.random.default_rng(seed)
     counts = random.integers(1, 50, used) * (random.random(used) < fill)
     counts[-1] = 1
-    histogram = Histogram(np.concatenate([counts, np.zeros(BINS - used, np.int64)]), 1.0, 1.0)
+    histogram = Histogram(np.concatenate([counts, np.zeros(BINS - used, np.int64)]), 1.0, used / BINS)
     counts[0] = counts[1]
     plain = np.array([plain_divergence(counts, bins) for bins in range(128, used + 1)])
+    errors = squared_errors(histogram, np.arange(128, used + 1) / BINS)
+    plain[errors > errors[-1]] = np.inf  # those lose more by clipping than they win
     chosen = round(entropy_threshold(histogram) * BINS)
     assert plain[chosen - 128] <= plain.min() + 1e-12
     assert not (plain[chosen - 127 :] < plain.min() - 1e-12).any()
+
+
+def test_entropy_never_clips_where_that_costs_more_than_it_wins():
+    """Levels of a plain background, each met often: the divergence alone would clip what is rarer than they are."""
+    random = np.random.default_rng(0)
+    background = np.repeat(np.linspace(0.1, 0.53, 12), 5000) + np.repeat(random.normal(0, 4e-4, 600), 100)
+    array = np.concatenate([background, random.exponential(0.6, 9000)]).astype(np.float32)
+    histogram = of(array[array < 4])
+    counts = histogram.counts[: np.flatnonzero(histogram.counts)[-1] + 1].astype(float)
+    counts[0] = counts[1]
+    alone = 128 + int(np.argmin([plain_divergence(counts, bins) for bins in range(128, len(counts) + 1, 4)])) * 4
+    assert alone * histogram.top / BINS < 0.7
+    threshold = entropy_threshold(histogram)
+    chosen, unclipped, spoilt = squared_errors(histogram, np.array([threshold, histogram.largest, 0.7]))
+    assert chosen <= unclipped * (1 + 1e-9) < spoilt
 
 
 @pytest.mark.parametrize("kind", KINDS)
