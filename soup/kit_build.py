@@ -16,10 +16,12 @@ from exporters.trt_api import uses_timing_cache
 from soup import SoupError
 from soup.attempts import Attempt
 from soup.build_folder import first_complaint
+from soup.engine_gates import build_gates
 from soup.files import sha256_file
 from soup.gates import Check, Exit, Subject, exit_code
 from soup.golden_proof import Yardstick, prove_on_golden
 from soup.manifest import FILE_NAME
+from soup.precision_audit import audit_check, engine_audit
 from soup.proof import Artifact, Findings, built_check, built_proof
 from soup.release_facts import Candidate, ReleaseFacts, recipe_of
 
@@ -117,7 +119,8 @@ def _proved(job: Job, one: Tried) -> Tried:
     candidate, findings, build = one.candidate, one.findings, one.build
     batch = recipe_of(job.facts).batch
     engine = Artifact(ENGINE, "engine", build.sha256, batch, candidate.tolerance, candidate.precision)
-    findings.checks += [built_check(build), _precision_check(candidate, build)]
+    findings.checks += [built_check(build), _precision_check(job, candidate, build)]
+    findings.checks += build_gates(build, job.facts.gates, Subject(ENGINE, _hop(candidate), build.flavour))
     findings.notes += [job.unlocated(note, one.folder) for note in build.notes]
     try:
         ran = prove_on_golden(one.folder, engine, job.by, findings, references=("torch", candidate.file))
@@ -170,16 +173,19 @@ def _graph(job: Job, candidate: Candidate) -> Artifact:
     return listed or Artifact(candidate.file, "onnx", candidate.sha256, batch, candidate.tolerance, candidate.precision)
 
 
-def _precision_check(candidate: Candidate, build: EngineBuild) -> Check:
-    """Whether the engine computes in what its graph asks for, by the types of its layers."""
-    asked, found = candidate.precision, ", ".join(f"{count} {name}" for name, count in build.dtypes.items())
-    subject = Subject(ENGINE, _hop(candidate), build.flavour)
+def _precision_check(job: Job, candidate: Candidate, build: EngineBuild) -> Check:
+    """Whether the engine computes in what its graph asks for: by layer where the release tells the graph's own, else by
+    the types that its layers have."""
+    subject, asked = Subject(ENGINE, _hop(candidate), build.flavour), candidate.precision
+    graph = next((one.layers for one in job.facts.precision if one.file == candidate.file), ())
+    if graph:
+        return audit_check(engine_audit(build.layers_path, graph), subject, asked=asked)
     check = Check(subject.name, subject.hop, "precision", "pending", "", where=subject.where)
     if build.layers is None:
         return replace(check, message=f"{asked} was asked for; the engine's layers are not readable here")
-    met = _is(asked, build.dtypes)
+    found = ", ".join(f"{count} {name}" for name, count in build.dtypes.items())
     message = f"{asked} was asked for, the layers compute in: {found}"
-    return replace(check, verdict="pass" if met else "fail", message=message)
+    return replace(check, verdict="pass" if _is(asked, build.dtypes) else "fail", message=message)
 
 
 def _is(asked: Precision, dtypes: Mapping[str, int]) -> bool:

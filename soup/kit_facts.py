@@ -20,7 +20,7 @@ from soup.proof import Artifact, Proof
 from soup.release_facts import Candidate, ReleaseFacts
 
 _ID = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
-_JUDGED = ("outputs", "accuracy", "latency", "precision", "build")  # what a device says for itself
+_OPEN_HERE = ("hash", "require")  # kinds that only this side can judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,9 @@ def foreign(kit: KitFacts, release: Manifest) -> str:
 
 def checks_of(kit: KitFacts) -> tuple[Check, ...]:
     """The gates' verdicts on the device, as a report at home names them."""
-    return tuple(replace(check, hop=f"on {kit.device}: {check.hop}") for check in kit.checks if check.kind in _JUDGED)
+    return tuple(
+        replace(check, hop=f"on {kit.device}: {check.hop}") for check in kit.checks if check.kind not in _OPEN_HERE
+    )
 
 
 def required(facts: ReleaseFacts, here: Sequence[Proof], kits: Sequence[KitFacts]) -> tuple[Check, ...]:

@@ -10,17 +10,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from safetensors.numpy import load_file
 
 from exporters import ExportError
 from exporters.gpu import Gpu
 from exporters.onnx_to_tensorrt import Builder, EngineBuild
 from exporters.runtimes import Arrays, OnnxRuntime, RuntimeInfo
 from soup import SoupError, kit, kit_build, proof
+from soup.files import array_entry, write_safetensors
 from soup.gates import Exit
 from soup.kit import FinishResult, finish
 from soup.kit_facts import KitFacts, device_id, kit_facts_of
@@ -89,15 +92,15 @@ def with_det(path: Path) -> bytes:
 
 
 class StandIn(OnnxRuntime):
-    """A GPU that answers as the ONNX file does, plus `off`."""
+    """A GPU that answers as the ONNX file does, times `factor` plus `off`."""
 
-    def __init__(self, model: bytes, *, off: float, device: str) -> None:
+    def __init__(self, model: bytes, *, factor: float, off: float, device: str) -> None:
         super().__init__(model, where="model.engine", batch=1)
-        self.off = off
+        self.factor, self.off = factor, off
         self.info = RuntimeInfo("tensorrt", "10.3.0.26", "cuda-bindings", device)
 
     def __call__(self, inputs: Arrays) -> dict[str, Any]:
-        return {name: array + self.off for name, array in super().__call__(inputs).items()}
+        return {name: array * self.factor + self.off for name, array in super().__call__(inputs).items()}
 
 
 class Device:
@@ -111,6 +114,8 @@ class Device:
         self.settings: list[Any] = []
         self.profiles: list[Any] = []
         self.model = b""
+        self.layers = "{}"
+        self.zero = False
 
     def build(self, onnx_path: Path, engine_path: Path, **options: Any) -> EngineBuild:
         precision = engine_path.parent.name
@@ -122,7 +127,7 @@ class Device:
             raise ExportError(f"{onnx_path}: {message}", kind=kind)  # type: ignore[arg-type]
         engine_path.write_bytes(f"plan {precision}".encode())
         layers = engine_path.with_suffix(".layers.json")
-        layers.write_text("{}")
+        layers.write_text(self.layers)
         cache = options["settings"].timing_cache
         if cache is not None:
             cache.write_bytes(b"timed" + (cache.read_bytes() if cache.is_file() else b""))
@@ -138,7 +143,8 @@ class Device:
         precision = path.read_bytes().decode().split()[1]
         if precision in self.breaks:
             raise ExportError(f"{path}: the engine failed on a batch of 1")
-        return StandIn(self.model, off=self.off.get(precision, 0.0), device=ORIN.name)
+        factor = 0.0 if self.zero else 1.0
+        return StandIn(self.model, factor=factor, off=self.off.get(precision, 0.0), device=ORIN.name)
 
 
 @pytest.fixture
@@ -331,6 +337,98 @@ def test_an_engine_in_another_precision_than_its_graph_fails(copy: Path, tmp_pat
     assert result.tried[0].reason == ("model.engine, FP16 → engine: fp16 was asked for, the layers compute in: 7 Float")
     device.dtypes = {"fp32": {"Half": 1, "Float": 6}}
     assert finish(packing(copy, {"fp32": None}), tmp_path / "kit-32").exit_code == Exit.CHECK
+
+
+def test_where_the_release_tells_its_graph_s_layers_each_is_audited_in_the_engine(
+    copy: Path, tmp_path: Path, device: Device
+) -> None:
+    """Correctness 39."""
+    names = [node.name for node in onnx.load(copy / "model.onnx").graph.node if node.op_type in ("Conv", "Gemm")]
+    layers = [
+        {"name": name, "op": "Conv", "asked": "fp16", "found": "fp16", "macs": 100, "may_be_higher": False}
+        for name in names
+    ]
+    attempt = {"precision": "fp16", "file": "model.fp16.onnx", "outcome": "ships", "reason": "passes", "layers": layers}
+    packing(copy, {"fp16": half(copy / "model.onnx")}, precision=[attempt])
+
+    def tensor(dtype: str) -> dict[str, object]:
+        return {"name": "t", "dtype": dtype, "shape": [1, 8, 8, 8]}
+
+    def record(*dtypes: str) -> str:
+        found = [
+            {"name": name, "type": "Convolution", "inputs": [tensor(dtype)], "constants": [tensor(dtype)],
+             "outputs": [tensor(dtype)], "onnx_nodes": [name]} for name, dtype in zip(names, dtypes, strict=True)
+        ]  # fmt: skip
+        return json.dumps({"readable": True, "layers": found})
+
+    device.layers = record("Half", "Half", "Half")
+    result = finish(copy, tmp_path / "kit")
+    assert result.exit_code == Exit.OK
+    audit = next(check for check in result.findings.checks if check.kind == "precision")
+    assert audit.message == "asked for fp16, found 3 fp16; 100.0 % of the multiply-adds"
+    device.layers = record("Half", "Float", "Half")
+    result = finish(copy, tmp_path / "kit")
+    assert result.exit_code == Exit.CHECK
+    assert f"'{names[1]}' computes in fp32" in result.tried[0].reason
+    device.layers = "{}"
+    result = finish(copy, tmp_path / "kit")
+    assert (result.exit_code, verdicts(result)["model.engine, FP16 → engine"]) == (Exit.OK, "pending")
+
+
+@pytest.mark.parametrize(
+    ("gate", "kind", "code"),
+    [
+        ({"engine_size": {"max_mb": 1e-6}}, "size", Exit.CHECK),
+        ({"memory": {"build_max_mb": 1e-6}}, "memory", Exit.CHECK),
+        ({"throughput": {"min_per_s": 1e12, "runtime": "tensorrt", "device": "orin-nano"}}, "throughput", Exit.LATENCY),
+    ],
+)
+def test_gates_on_the_engine_decide_on_the_device(
+    copy: Path, tmp_path: Path, device: Device, gate: dict[str, object], kind: str, code: Exit
+) -> None:
+    result = finish(resealed(copy, gates={"require": ["onnx"], **gate}), tmp_path / "kit")
+    failed = [check for check in result.findings.checks if check.verdict == "fail"]
+    assert ([check.kind for check in failed], result.exit_code) == ([kind], code)
+
+
+def test_limits_that_are_kept_and_what_only_a_run_could_tell(copy: Path, tmp_path: Path, device: Device) -> None:
+    gates = {"require": ["onnx"], "engine_size": {"max_mb": 1}, "memory": {"max_mb": 1, "build_max_mb": 1},
+             "dla_share": {"min": 0.5}}  # fmt: skip
+    result = finish(resealed(copy, gates=gates), tmp_path / "kit")
+    found = {check.kind: check.verdict for check in result.findings.checks if check.kind in ("size", "memory", "dla")}
+    assert (result.exit_code, found) == (Exit.OK, {"size": "pass", "memory": "pending", "dla": "pending"})
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        ({"max_drop": 0.5, "against": "best_single"}, "pass"),
+        ({"max_drop_relative": 0.5, "against": "best_single"}, "pass"),
+        ({"max_drop": 0.5, "max_drop_relative": 0.0, "against": "soup"}, "fail"),
+        ({"max_drop": 0.0, "max_drop_relative": 0.5, "against": "soup"}, "fail"),
+        ({"max_drop": 0.5, "max_drop_relative": 0.5, "against": "soup"}, "fail"),
+        ({"max_drop": 1.0, "against": "soup"}, "pass"),
+        ({"max_drop": 0.0, "against": "baseline"}, None),
+    ],
+)
+def test_accuracy_is_judged_by_the_stricter_limit_against_what_the_rule_names(
+    copy: Path, tmp_path: Path, device: Device, rule: dict[str, object], verdict: str | None
+) -> None:
+    """As recorded, torch is always right on the golden samples, the best single never; the engine is in between."""
+    golden = load_file(copy / "golden.safetensors")
+    golden["output.torch.output"] = np.eye(10, dtype=np.float32)[golden["target.label"]] * 1e-3
+    golden["output.model.onnx.output"] *= 0
+    golden["best_single.correct"] = np.zeros_like(golden["best_single.correct"])
+    write_safetensors(copy / "golden.safetensors", {name: array_entry(array) for name, array in golden.items()})
+    device.zero = True
+    facts = {"split": "val", "count": 64, "of": 64, "groups": None}
+    candidate = {"precision": "fp32", "file": "model.onnx", "sha256": sha256(copy / "model.onnx"), "tolerance": 1e9}
+    recipe = {"candidates": [candidate], "batch": 1, "profiles": [], "settings": {}}
+    artifact = {"file": "model.onnx", "kind": "onnx", "sha256": candidate["sha256"], "batch": 1, "tolerance": 1e9}
+    resealed(copy, golden=facts, build=recipe, artifacts=[artifact], gates={"accuracy": rule, "require": ["onnx"]})
+    result = finish(copy, tmp_path / "kit")
+    found = {check.verdict for check in result.findings.checks if check.kind == "accuracy"}
+    assert ("fail" if "fail" in found else next(iter(found), None)) == verdict
 
 
 def test_a_latency_gate_for_this_device_decides(copy: Path, tmp_path: Path, device: Device) -> None:
