@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo torchvision test check gpu torture nulls bench format schemas trt-names clean
+.PHONY: demo torchvision test check gpu torture companions nulls bench format schemas trt-names clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +35,9 @@ check: .venv/installed ## ruff, mypy --strict, import-linter
 
 torture: .venv/installed ## 100 builds killed at random moments, each ended and compared byte for byte
 	$(BIN)/python tools/torture.py
+
+companions: .venv/installed ## the trtexec, polygraphy, DeepStream and Triton files, tried on the real tools (needs the network)
+	$(BIN)/python tools/companions.py
 
 nulls: .venv/installed ## how often the final verdict, and the search, are wrong where nothing is to be found
 	$(BIN)/python -m benchmarks.nulls

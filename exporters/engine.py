@@ -18,7 +18,7 @@ from exporters.engine_tensors import Profile, engine_profiles, engine_tensors, p
 from exporters.flavours import Flavour, Record, explain, import_flavour, make_logger
 from exporters.gpu import find_gpu
 from exporters.output_allocator import GrowingOutput, make_output_allocator
-from exporters.plan import plan_flavour
+from exporters.plan import inspect_engine, plan_flavour, preflight
 from exporters.runtimes import Arrays, RuntimeInfo, TensorInfo, check_inputs, check_one_call, filled_up, in_batches
 
 
@@ -53,7 +53,11 @@ def open_engine(path: Path, *, expected_sha256: str, cuda_graph: bool = False) -
             f"{path}: an engine needs an NVIDIA GPU and its driver, none found here. Run this on the target device."
         )
         raise ExportError(message, kind="environment")
-    # An unknown tag is left to classic TensorRT, which says what it thinks of it.
+    # What the header tells is told before TensorRT is loaded. Versions are left to it: a compatible engine may run.
+    reasons = preflight(inspect_engine(path), flavour=None, version=None, compute_capability=gpu.compute_capability)
+    if reasons:
+        message = f"{path}: cannot run here: {'; '.join(reasons)}. Build it here: soup verify RELEASE --finish -o KIT."
+        raise ExportError(message, kind="environment")
     flavour = plan_flavour(plan) or "tensorrt"
     return EngineRuntime(plan, where=str(path), flavour=flavour, device=gpu.name, cuda_graph=cuda_graph)
 
@@ -165,6 +169,8 @@ class EngineRuntime:
         """Deserialise; TensorRT gives None where it cannot, and says why only to its logger."""
         self._logger = make_logger(trt, lambda severity, message: self._records.append((severity, message)))
         self._runtime = runtime = trt.Runtime(self._logger)
+        if hasattr(runtime, "engine_host_code_allowed"):  # a version-compatible engine has code of its own, hashed too
+            runtime.engine_host_code_allowed = True
         self._engine = engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ExportError(

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import JsonValue, TypeAdapter
 
 from exporters.onnx_facts import inspect_onnx
-from exporters.plan import inspect_engine
+from exporters.onnx_to_tensorrt import find_builder
+from exporters.plan import inspect_engine, preflight
 from soup import SoupError
 from soup.build_folder import BUILD, read_build
 from soup.golden import GOLDEN, read_golden
@@ -47,12 +48,24 @@ def _facts(path: Path) -> tuple[str, Mapping[str, object]]:
     if path.suffix == ".onnx":
         return "onnx", asdict(inspect_onnx(path))
     if path.suffix in (".engine", ".plan"):
-        return "engine", asdict(inspect_engine(path))
+        return "engine", _engine_facts(path)
     if path.name == GOLDEN:
         return "golden samples", _golden_facts(path)
     if path.suffix == ".json":
         return "record", _json_facts(path)
     return "checkpoint", _checkpoint_facts(path)
+
+
+def _engine_facts(path: Path) -> dict[str, object]:
+    """Its header, read without TensorRT, and why it could not run with what is here; nothing here is no reason."""
+    facts, builder = inspect_engine(path), find_builder()
+    reasons = preflight(
+        facts,
+        flavour=builder.flavour if builder else None,
+        version=builder.version if builder else None,
+        compute_capability=builder.gpu.compute_capability if builder and builder.gpu else None,
+    )
+    return {**asdict(facts), "cannot_run_here": list(reasons)}
 
 
 def _json_facts(path: Path) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import Literal
 from exporters.engine_settings import EngineSettings
 from exporters.gpu import find_gpu
 from exporters.precision import Precision
-from exporters.targets import Asked, Here, Target, built_at, check_target, opset_for, target_named
+from exporters.targets import Asked, Here, Target, built_at, check_target, opset_for, target_named, unfit
 from soup.config import Config
 
 BuiltAt = Literal["here", "ahead", "device", "trtexec"]
@@ -45,8 +45,9 @@ def plan_for(config: Config, *, engine: bool) -> TargetPlan:
     target = target_named(export.target)
     opset, dla = opset_for(target, export.opset), export.engine.dla_core is not None
     cache = dla and target.dla_int8 == "implicit" and "int8" in precisions
-    if export.precision is None and dla:
-        precisions = tuple(one for one in precisions if one != "fp32") or precisions
+    if export.precision is None:  # of the default, what the device has
+        rest = config.quantization.rest
+        precisions = tuple(one for one in precisions if unfit(target, one, rest=rest, dla=dla) is None) or precisions
     check_target(
         target, Asked(opset, precisions, engine=engine, dla=dla, rest=config.quantization.rest, calibration_cache=cache)
     )
