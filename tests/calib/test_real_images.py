@@ -66,14 +66,25 @@ def test_noise_in_channels_of_different_brightness_is_still_noise() -> None:
             refuse_unreal(images, where="calib")
 
 
-def test_the_statistic_is_the_correlation_that_an_autoregressive_line_was_made_with() -> None:
+def autoregressive(correlation: float) -> np.ndarray:
     random, lines = np.random.default_rng(3), np.zeros((64, 1, 4, 2000))
     steps = random.normal(size=lines.shape)
     for place in range(1, 2000):
-        lines[..., place] = 0.7 * lines[..., place - 1] + steps[..., place]
-    correlations = neighbour_correlations(lines)
+        lines[..., place] = correlation * lines[..., place - 1] + steps[..., place]
+    return lines
+
+
+def test_the_statistic_is_the_correlation_that_an_autoregressive_line_was_made_with() -> None:
+    correlations = neighbour_correlations(autoregressive(0.7))
     assert correlations is not None
     assert correlations.mean() == pytest.approx(0.7, abs=0.01)
+
+
+def test_many_pixels_do_not_make_a_trace_of_correlation_a_photograph() -> None:
+    """It is significant, and still nothing that a camera gives."""
+    with pytest.raises(CalibError, match=r"correlate by 0\.03"):
+        refuse_unreal(autoregressive(0.03), where="calib")
+    refuse_unreal(autoregressive(0.1), where="calib")
 
 
 def test_vectors_have_no_neighbours_and_are_not_judged() -> None:
