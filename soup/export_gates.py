@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from exporters.latency import Latency
+from soup.answer_gates import Answers, OnVal, answer_checks
 from soup.evaluate import Evaluation
 from soup.export_source import Source
-from soup.gates import Check, Place, Subject, accuracy_gate
-from soup.judge import paired
+from soup.gate_sections import Against
+from soup.gates import Check, Place, Subject
 from soup.proof import Artifact, latency_checks
 from soup.release_facts import latency_rule
 
@@ -29,14 +30,15 @@ def gate_checks(source: Source, artifact: Artifact, answers: Evaluation, timing:
 
 def accuracy_checks(source: Source, artifact: Artifact, answers: Evaluation, *, where: str | None) -> tuple[Check, ...]:
     """What it answers against what the gates compare it with, on all of val."""
-    gate = source.config.gates.accuracy
-    if gate is None:
-        return ()
+    record, val = source.built.record, source.val
     best_single = source.built.per_sample("best_single", "val")
-    interval = paired(source.metric, answers.per_sample, best_single, groups=source.val.groups)
-    subject = Subject(artifact.file, f"best single → {artifact.label}", where)
-    higher, unit = source.metric.higher_is_better, source.metric.unit
-    return (accuracy_gate(interval, subject, max_drop=gate.max_drop, higher_is_better=higher, unit=unit),)
+    against: dict[Against, Answers] = {
+        "best_single": Answers("best single", best_single, None, record.best_single.val, len(val)),
+        "soup": Answers.of(record.winner.label, source.answers["val"]),
+    }
+    on = OnVal(source.metric, val.targets.get("label"), val.groups, val.class_names)
+    after = Answers.of(artifact.label, answers)
+    return answer_checks(source.config.gates, after, against, on=on, file=artifact.file, where=where)
 
 
 def _latency_checks(source: Source, artifact: Artifact, timing: Timing | None) -> tuple[Check, ...]:

@@ -79,9 +79,23 @@ export:
   opset: 18
 release: {golden: {count: 64, from: val}}
 gates:
-  accuracy: {max_drop: 0.005, against: best_single}
+  accuracy: {max_drop: 0.005, max_drop_relative: 0.01, against: best_single}
+  per_class_drop: {max_drop: 0.05, against: soup, min_images: 30}
+  flips: {max_share: 0.01, max_count: 20, against: soup}
+  outputs: {max_error: 0.5, cosine: 0.99, against: baseline}
   gain: {min: 0.001}
-  latency: {p50_ms: 5, p90_ms: 8, p99_ms: 10, runtime: tensorrt, device: orin-nano}
+  latency:
+    p50_ms: 5
+    p90_ms: 8
+    p99_ms: 10
+    relative: {max_ratio: 1.05, against: best_single}
+    runtime: tensorrt
+    device: orin-nano
+  throughput: {min_per_s: 30, runtime: tensorrt, device: orin-nano}
+  engine_size: {max_mb: 20}
+  memory: {max_mb: 500, build_max_mb: 4000}
+  int8_speedup: {min: 1.0}
+  dla_share: {min: 0.9}
   require: [onnx, engine]
 """
 
@@ -113,7 +127,7 @@ def test_what_is_left_out_has_a_default_but_a_gate_is_only_set_by_the_user(tmp_p
     assert (config.search.methods, config.search.bn_policy) == (("uniform", "greedy"), "recalibrated")
     assert (config.batchnorm.samples, config.export.opset, config.release.golden.count) == (1000, 18, 64)
     assert (config.preprocess, config.data.test, config.expect) == (None, None, None)
-    assert (config.gates.accuracy, config.gates.gain, config.gates.latency) == (None, None, None)
+    assert (config.gates.accuracy, config.gates.gain, config.gates.latency) == ((), None, None)
 
 
 def test_the_config_cannot_be_changed(tmp_path: Path) -> None:
@@ -212,7 +226,7 @@ gates:
         ("release.golden.from=test", "golden.from is test, but data.test is not given"),
         ("data.train=null", "BatchNorm is recalibrated on data.train, which is not given"),
         ("data.on_bad_sample=ignore", "expected 'fail' or 'skip', got 'ignore'"),
-        ("gates.latency={runtime: tensorrt, device: orin}", "gates.latency: limits nothing. Give p50_ms, p90_ms or"),
+        ("gates.latency={runtime: tensorrt, device: orin}", "gates.latency: limits nothing. Give p50_ms, p90_ms, p99_ms or"),
         ("gates.latency={p99_ms: 1, device: orin}", "gates.latency.runtime: is missing. Meaning: the runtime"),
         ("gates.require=[onx]", "gates.require[0]: expected 'onnx', 'engine' or 'device', got 'onx'"),
         ("gates.accuracy.max_drop='0.1'", "expected a number, got '0.1'"),
