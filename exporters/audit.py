@@ -80,12 +80,17 @@ def audit_onnx(model: bytes, *, asked: Precision, kept: Collection[str], where: 
 def audit_engine(layers: Sequence[Layer], *, onnx: Sequence[LayerAudit]) -> tuple[LayerAudit, ...]:
     """The same layers as the engine computes them, by the types of what the engine's layer multiplies.
 
+    What was asked of the engine is what the graph has, which says each layer's type.
+
     TensorRT fuses several ONNX nodes into one layer, and spreads one over several: an INT8 Conv has a layer before it
     that rounds and one behind it that scales. The one that multiplies is a convolution or product by its type, else it
     is known by a constant with the axes of a weight or, for two activations, by two inputs. Where nothing in the record
     fits, as in one that was not readable, it is "unknown".
     """
-    return tuple(replace(audit, found=_found_in_engine(audit, layers)) for audit in onnx)
+    return tuple(
+        replace(audit, asked=_asked(audit), found=_found_in_engine(audit, layers), may_be_higher=False)
+        for audit in onnx
+    )
 
 
 def differences(audits: Iterable[LayerAudit]) -> tuple[LayerAudit, ...]:
@@ -133,6 +138,10 @@ def _dequantised(proto: onnx.ModelProto, types: Mapping[str, int]) -> frozenset[
         if int8 or (node.op_type == "Cast" and node.input[0] in found):
             found.update(node.output)
     return frozenset(found)
+
+
+def _asked(audit: LayerAudit) -> Precision:
+    return audit.asked if audit.found == "mixed" or audit.found == "unknown" else audit.found
 
 
 def _found_in_engine(audit: LayerAudit, layers: Sequence[Layer]) -> Found:

@@ -83,8 +83,9 @@ def onnx_to_fp16(model: bytes, spans: Mapping[str, Span], *, keep: Collection[st
       - is flushed: what it loses below 2^-14, where FP16 has ever fewer digits, is a larger share of it than 2^-11, by
         which normal numbers are rounded at worst (root mean squares; a bias or an addend counts beside the sum);
       - is below 2^-14 anywhere, and a node divides by it, or takes its root or logarithm.
-    Sums inside a node are not seen. BatchNorms are folded first. Layers of a Q/DQ graph that are INT8 stay so, with
-    FP32 around them; what is dequantised has the span of what was quantised. The same arguments give the same bytes.
+    What reads a layer that stays FP32 does too, or TensorRT would not leave the layer so. Sums inside a node are not
+    seen. BatchNorms are folded first. Layers of a Q/DQ graph that are INT8 stay so, with FP32 around them; what is
+    dequantised has the span of what was quantised. The same arguments give the same bytes.
 
     Raises:
         ExportError: "input" for no model, or a name in `keep` that is no node; "environment" without onnx; "build" for
@@ -102,7 +103,7 @@ def onnx_to_fp16(model: bytes, spans: Mapping[str, Span], *, keep: Collection[st
         if node.name not in int8 and 1 in map(types.get, (*node.input, *node.output)):  # 1: FLOAT
             found = _reason(node, sides[node.name]) or _numbers(node, sides[node.name], evidence)
             reasons[node.name] = "asked for" if node.name in keep else found
-    kept = {name: reason for name, reason in reasons.items() if reason}
+    kept = _with_readers(proto, {name: reason for name, reason in reasons.items() if reason}, set(reasons))
     to_half(proto, {name: side for name, side in sides.items() if name not in kept and name not in int8})
     metadata = {item.key: item.value for item in proto.metadata_props}
     return Fp16Graph(clean_bytes(proto.SerializeToString(), metadata=metadata, where=where), kept)
@@ -190,6 +191,25 @@ def _reason(node: onnx.NodeProto, sides: Sides) -> str:
     if node.op_type == "BatchNormalization":
         return "its statistics are not constants that can be folded"
     return "" if sides.any else f"{node.op_type} takes no FP16 at this opset"
+
+
+def _with_readers(proto: onnx.ModelProto, kept: Mapping[str, str], floats: Collection[str]) -> dict[str, str]:
+    """`kept`, and the float nodes that read a kept layer.
+
+    tensorrt_rtx 1.7 turns a Conv between two Casts into an FP16 one, weights beyond 65504 and all, in a strongly typed
+    network too. With another FP32 node behind it, it does not, unless that is a sum that it merges into the bias; then
+    the audit of the engine tells.
+    """
+    readers: dict[str, list[str]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.name)
+    found = dict(kept)
+    for node in proto.graph.node:
+        if node.op_type in COMPUTE_OPS and node.name in kept:
+            for reader in (one for name in node.output for one in readers.get(name, ()) if one in floats):
+                found.setdefault(reader, f"TensorRT would put '{node.name}', which it reads, into FP16")
+    return {node.name: found[node.name] for node in proto.graph.node if node.name in found}
 
 
 def _numbers(node: onnx.NodeProto, sides: Sides, evidence: _Evidence) -> str:

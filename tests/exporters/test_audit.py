@@ -192,3 +192,13 @@ def test_two_kernels_of_two_types_for_one_layer_are_mixed() -> None:
     layers = [layer("gemm", [tensor(dtype, -1, 64)], [tensor(dtype, 64, 10)]) for dtype in ("Half", "Int8")]
 
     assert engine(layers, op="Gemm") == "mixed"
+
+
+def test_what_is_asked_of_an_engine_is_what_the_graph_has() -> None:
+    """A kept layer that TensorRT computes lower than the graph says is a difference."""
+    kept = audit(asked="fp16", found="fp32", kept=True)
+    half, single = (layer("gemm", [tensor(dtype, -1, 64)], [tensor(dtype, 64, 10)]) for dtype in ("Half", "Float"))
+
+    assert [audit.asked for audit in differences(audit_engine([half], onnx=[kept]))] == ["fp32"]
+    assert differences(audit_engine([single], onnx=[kept])) == ()
+    assert audit_engine([half], onnx=[audit(asked="fp16", found="unknown")])[0].as_asked

@@ -401,21 +401,38 @@ def test_torchvisions_mobilenet_keeps_its_answers(tmp_path: Path) -> None:
     assert sum(audit.found == "fp16" for audit in audits) >= len(audits) - 5
 
 
+def test_what_reads_a_kept_layer_stays_fp32_with_it(digits: tuple[bytes, np.ndarray]) -> None:
+    model, x = digits
+    second = audit_onnx(model, asked="fp32", kept=(), where="test")[1].name
+
+    made = half(model, x, keep=[second])
+
+    nodes = onnx.ModelProto.FromString(made.model).graph.node
+    layer = next(node for node in nodes if node.name == second)
+    readers = [node.name for node in nodes if set(layer.output) & set(node.input)]
+    assert list(made.kept) == [second, *readers]
+    assert made.kept[readers[0]] == f"TensorRT would put '{second}', which it reads, into FP16"
+    audits = audit_onnx(made.model, asked="fp16", kept=tuple(made.kept), where="test")
+    assert [audit.found for audit in audits] == ["fp16", "fp32", "fp16"]
+    assert differences(audits) == ()
+
+
 @needs_rtx
-@pytest.mark.parametrize("which", ["fp16", "int8"])
+@pytest.mark.parametrize("which", ["fp16", "kept", "int8"])
 def test_tensorrt_computes_each_layer_as_the_graph_says(
     digits: tuple[bytes, np.ndarray], quantised: tuple[bytes, bytes, bytes, np.ndarray], tmp_path: Path, which: str
 ) -> None:
-    """Correctness 39, on engines that were built."""
+    """Correctness 39, on engines that were built; a layer that is FP32 between FP16 ones stays so."""
     import json
 
-    graph16 = half(*digits).model if which == "fp16" else quantised[2]
-    (tmp_path / "model.onnx").write_bytes(graph16)
+    second = audit_onnx(digits[0], asked="fp32", kept=(), where="test")[1].name
+    made = {"fp16": half(*digits).model, "kept": half(*digits, keep=[second]).model, "int8": quantised[2]}[which]
+    (tmp_path / "model.onnx").write_bytes(made)
     onnx_to_tensorrt(tmp_path / "model.onnx", tmp_path / "model.engine", profile=(1, 2, 8), workspace_bytes=None)
     layers = json.loads((tmp_path / "model.layers.json").read_text())["layers"]
 
-    of_graph = audit_onnx(graph16, asked="fp16" if which == "fp16" else "int8", kept=(), where="test")
+    of_engine = audit_engine(layers, onnx=audit_onnx(made, asked="fp16", kept=(), where="test"))
 
-    of_engine = audit_engine(layers, onnx=of_graph)
-    assert [audit.found for audit in of_engine] == [audit.found for audit in of_graph]
-    assert {audit.found for audit in of_engine} == ({"fp16"} if which == "fp16" else {"int8", "fp16"})
+    found = [audit.found for audit in of_engine]
+    assert found == {"fp16": ["fp16"] * 3, "kept": ["fp16", "fp32", "fp16"], "int8": ["int8", "int8", "fp16"]}[which]
+    assert differences(of_engine) == ()
