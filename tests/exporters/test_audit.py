@@ -202,3 +202,4 @@ def test_what_is_asked_of_an_engine_is_what_the_graph_has() -> None:
     assert [audit.asked for audit in differences(audit_engine([half], onnx=[kept]))] == ["fp32"]
     assert differences(audit_engine([single], onnx=[kept])) == ()
     assert audit_engine([half], onnx=[audit(asked="fp16", found="unknown")])[0].as_asked
+    assert differences(audit_engine([single], onnx=[audit(asked="fp16", found="fp16", kept=True)])) != ()
