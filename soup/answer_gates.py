@@ -100,7 +100,8 @@ def flips_gate(
         low, high = wilson(share, n / design_effect(flipped, groups)) if n else (math.nan, math.nan)
         verdict = verdict_of(high <= max_share, low <= max_share)
         reason = {"pass": "more is excluded", "fail": "which is beyond it"}.get(verdict, "more is possible")
-        message = f"{told}: {share:.2%}, 95 % interval {low:.2%} to {high:.2%}; limit {max_share:.2%}, {reason}"
+        interval = f"{_percent(share)} %, 95 % interval {_percent(low)} to {_percent(high)}"
+        message = f"{told}: {interval}; limit {_percent(max_share)} %, {reason}"
         checks.append(
             Check(subject.name, subject.hop, "flips", verdict, message, finite(share), max_share, "%", subject.where)
         )
@@ -127,7 +128,7 @@ def _accuracy(rule: AccuracyGate, pair: _Pair) -> tuple[Check, ...]:
     limits = [] if rule.max_drop is None else [(rule.max_drop, "")]
     if rule.max_drop_relative is not None:
         value = _value(pair.other, metric)
-        shown = f"{value:.2%}" if metric.unit == "%" else f"{value:.4f}"
+        shown = f"{_percent(value)} %" if metric.unit == "%" else f"{value:.4f}"
         basis = f"{rule.max_drop_relative * 100:g} % of the {shown} of the {pair.other.label}"
         limits.append((rule.max_drop_relative * abs(value), basis))
     return tuple(
@@ -198,6 +199,10 @@ def _value(answers: Answers, metric: Metric) -> float:
     if answers.per_sample is not None:
         return metric.reduce(answers.per_sample)
     return math.nan if answers.value is None else answers.value
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.2f}"
 
 
 def _open(subject: Subject, kind: Kind, message: str, verdict: Verdict = "inconclusive") -> Check:

@@ -24,11 +24,11 @@ def memory_gate(memory_bytes: int | None, subject: Subject, *, max_mb: float, wh
 def dla_gate(share: float | None, subject: Subject, *, minimum: float) -> Check:
     """Pass where at least `minimum` of the layers run on the DLA; pending where nobody knows. NaN fails."""
     if share is None:
-        message = f"which layers run on a DLA is not known here; at least {minimum:.0%} of them must"
+        message = f"which layers run on a DLA is not known here; at least {minimum * 100:g} % of them must"
         return Check(subject.name, subject.hop, "dla", "pending", message, None, minimum, "%", subject.where)
     verdict = verdict_of(share >= minimum, False)
-    found = "an unknown share" if finite(share) is None else f"{share:.1%}"
-    message = f"{found} of the layers run on the DLA, the others on the GPU; at least {minimum:.0%} must"
+    found = "an unknown share" if finite(share) is None else f"{share * 100:.1f} %"
+    message = f"{found} of the layers run on the DLA, the others on the GPU; at least {minimum * 100:g} % must"
     return Check(subject.name, subject.hop, "dla", verdict, message, finite(share), minimum, "%", subject.where)
 
 

@@ -31,7 +31,7 @@ class Ratio:
 
 def ratio_of_pair(pair: Pair) -> Ratio:
     """A's time over B's, of both timed in turns: what slows the device for a while falls on both."""
-    how = f"in {pair.blocks} rounds of turns, {pair.confidence:.0%} interval"
+    how = f"in {pair.blocks} rounds of turns, {pair.confidence * 100:g} % interval"
     return Ratio(pair.ratio, pair.low, pair.high, how, pair.throttled)
 
 
@@ -39,7 +39,7 @@ def ratio_of_latencies(a: Latency, b: Latency) -> Ratio:
     """A's median over B's, each timed by itself: the ends are those of both medians, put against each other."""
     low = None if a.p50_lower_ms is None or b.p50_upper_ms is None else _over(a.p50_lower_ms, b.p50_upper_ms)
     high = None if a.p50_upper_ms is None or b.p50_lower_ms is None else _over(a.p50_upper_ms, b.p50_lower_ms)
-    how = f"medians {a.p50_ms:.2f} ms and {b.p50_ms:.2f} ms, bounds at {min(a.confidence, b.confidence):.0%} each"
+    how = f"medians {a.p50_ms:.2f} ms and {b.p50_ms:.2f} ms, bounds at {min(a.confidence, b.confidence) * 100:g} % each"
     return Ratio(_over(a.p50_ms, b.p50_ms), low, high, how, (*a.throttled, *b.throttled))
 
 
@@ -58,7 +58,7 @@ def ratio_to_figures(latency: Latency, figures: Mapping[str, float]) -> Ratio | 
         "p99": (latency.p99_ms, latency.p99_lower_ms, latency.p99_upper_ms),
     }[label]
     ends = [None if end is None else _over(end, stated) for end in (low, high)]
-    how = f"{label} {value:.2f} ms, bounds at {latency.confidence:.0%}, over the {stated:.2f} ms that it states"
+    how = f"{label} {value:.2f} ms, bounds at {latency.confidence * 100:g} %, over the {stated:.2f} ms that it states"
     return Ratio(_over(value, stated), ends[0], ends[1], how, latency.throttled)
 
 
@@ -88,7 +88,7 @@ def speedup_gate(fp16_over_int8: Ratio | None, subject: Subject, *, minimum: flo
     Pending (None) where not both were timed on one device.
     """
     if fp16_over_int8 is None:
-        message = f"INT8 and FP16 were not both timed on one device; INT8 must be {minimum:g} times as fast"
+        message = f"INT8 and FP16 were not both timed on one device; INT8 must be at least {minimum:g} times as fast"
         return Check(subject.name, subject.hop, "speedup", "pending", message, None, minimum, "×", subject.where)
     ratio, (low, high) = fp16_over_int8, _bounds(fp16_over_int8)
     message = f"INT8 is {ratio.value:.3f} times as fast as FP16 ({ratio.how}{_ends(ratio)})"
@@ -98,7 +98,7 @@ def speedup_gate(fp16_over_int8: Ratio | None, subject: Subject, *, minimum: flo
     if ratio.invalid and math.isfinite(ratio.value):
         return replace(check, message=f"{message}, {invalid_text(ratio.invalid)}")
     verdict = verdict_of(low >= minimum, high >= minimum)
-    return replace(check, verdict=verdict, message=f"{message}; at least {minimum:g} times is asked for")
+    return replace(check, verdict=verdict, message=f"{message}; limit {minimum:g} times")
 
 
 def throughput_gate(latency: Latency, subject: Subject, *, min_per_s: float, wanted: Place, actual: Place) -> Check:
@@ -125,7 +125,7 @@ def throughput_gate(latency: Latency, subject: Subject, *, min_per_s: float, wan
     if latency.contract.get("loop") == "paced":
         high, message = math.inf, f"{message}, at the camera's rate"
     verdict = verdict_of(low >= min_per_s, high >= min_per_s and math.isfinite(value))
-    message = f"{message}, at least {low:,.1f} with {TAIL_CONFIDENCE:.0%} confidence; limit {min_per_s:g}"
+    message = f"{message}, at least {low:,.1f} with {TAIL_CONFIDENCE * 100:g} % confidence; limit {min_per_s:g}"
     return replace(check, verdict=verdict, message=message)
 
 
