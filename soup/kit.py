@@ -106,9 +106,8 @@ def _take_timing_cache(kit: Path, earlier: KitFacts, stage: Path) -> None:
 
 
 def _settle(stage: Path, tried: Sequence[Tried]) -> Tried:
-    """Keep the files of the one that ships, or else of the last that was built, and of no other."""
-    built = [one for one in tried if one.build is not None]
-    chosen = next((one for one in built if one.attempt.outcome == "ships"), built[-1])
+    """Keep the files of the last that was built, the one that ships if any does, and of no other."""
+    chosen = [one for one in tried if one.build is not None][-1]
     assert chosen.folder is not None
     for path in chosen.folder.iterdir():
         path.rename(stage / path.name)

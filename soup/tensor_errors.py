@@ -116,14 +116,15 @@ def _static_batch(graph: Graph) -> int | None:
 
 
 def _feed(graph: Graph, golden: Golden, *, rows: int) -> Arrays:
-    """The golden inputs as the graph takes them, the last call filled up by its last sample."""
+    """The golden inputs as the graph takes them; a static batch is filled up by the last sample."""
     if len(graph.facts.inputs) != len(golden.inputs):
         have, want = len(graph.facts.inputs), len(golden.inputs)
         raise SoupError(f"{graph.label}: takes {have} inputs, the golden samples have {want}. Give another graph.")
     feed = as_fed(golden.inputs, graph.facts.inputs)
     check_inputs(feed, graph.facts.inputs, where=graph.label)
     count = len(golden)
-    filled = np.minimum(np.arange(-(-count // rows) * rows), count - 1)
+    whole = count if _static_batch(graph) is None else -(-count // rows) * rows
+    filled = np.minimum(np.arange(whole), count - 1)
     return {name: array[filled] for name, array in feed.items()}
 
 
