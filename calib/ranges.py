@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -44,7 +44,12 @@ class RangeTable:
 
 
 def measure_ranges(
-    batches: Batches, *, method: Method, percentile: float = 99.99, where: str = "calibration"
+    batches: Batches,
+    *,
+    method: Method,
+    percentile: float = 99.99,
+    unclipped: Collection[str] = (),
+    where: str = "calibration",
 ) -> dict[str, tuple[float, float]]:
     """Symmetric ranges (-t, t) of the float32 arrays by name that `batches()` yields, in order of their first coming.
 
@@ -61,11 +66,11 @@ def measure_ranges(
         raise CalibError(f"{where}: method is '{method}', expected one of {known}.")
     if not 0 < percentile <= 100:
         raise CalibError(f"{where}: percentile is {percentile}, expected more than 0 and at most 100.")
-    measure = _largest if method == "minmax" else _histograms
-    found = measure(batches, where=where)
+    found = _histograms(batches, binned=lambda name: method != "minmax" and name not in unclipped, where=where)
     if not found:
         raise CalibError(f"{where}: no batch came, expected at least one. Add calibration images.")
-    thresholds = {name: _threshold(item, method, percentile) for name, item in found.items()}
+    methods: dict[str, Method] = dict.fromkeys(unclipped, "minmax")
+    thresholds = {name: _threshold(item, methods.get(name, method), percentile) for name, item in found.items()}
     return {name: (-threshold, threshold) for name, threshold in thresholds.items()}
 
 
@@ -110,27 +115,22 @@ def read_ranges(path: Path, *, graph_sha256: str | None = None, list_sha256: str
     return table
 
 
-def _largest(batches: Batches, *, where: str) -> dict[str, Histogram]:
-    """Histograms of which only the largest magnitude is known."""
+def _histograms(batches: Batches, *, binned: Callable[[str], bool], where: str) -> dict[str, Histogram]:
+    """By tensor; of those that are not `binned` only the largest magnitude is known."""
     found: dict[str, Histogram] = {}
     for batch in batches():
         for name, array in batch.items():
             histogram = found.setdefault(name, Histogram())
-            largest = float(max(array.max(), -array.min())) if array.size else 0.0
-            if not math.isfinite(largest):
-                raise _diverged(name, where)
-            histogram.largest = max(histogram.largest, largest)
-    return found
-
-
-def _histograms(batches: Batches, *, where: str) -> dict[str, Histogram]:
-    found: dict[str, Histogram] = {}
-    for batch in batches():
-        for name, array in batch.items():
-            try:
-                found.setdefault(name, Histogram()).add(array)
-            except ValueError as error:
-                raise _diverged(name, where) from error
+            if binned(name):
+                try:
+                    histogram.add(array)
+                except ValueError as error:
+                    raise _diverged(name, where) from error
+            else:
+                largest = float(max(array.max(), -array.min())) if array.size else 0.0
+                if not math.isfinite(largest):
+                    raise _diverged(name, where)
+                histogram.largest = max(histogram.largest, largest)
     return found
 
 

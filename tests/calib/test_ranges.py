@@ -83,6 +83,31 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no
         return None if part is None else {"input": part}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_to_be_clipped_has_its_largest_magnitude_in_the_same_pass(method: Method) -> None:
+    passes = []
+
+    def batches() -> Iterator[Mapping[str, np.ndarray]]:
+        passes.append(1)
+        return in_parts([5, 20])
+
+    found = measure_ranges(batches, method=method, percentile=90, unclipped=["input", "not there"])
+    plain = measure_ranges(lambda: [data()], method=method, percentile=90)
+    largest = float(np.abs(data()["input"]).max())
+    assert found == plain | {"input": (-largest, largest)}
+    assert list(found) == list(plain)
+    assert len(passes) == 1
+    if method == "percentile":
+        assert plain["input"][1] < largest
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_tensor_that_is_not_clipped_is_no_number_either(bad: float) -> None:
+    broken = {"input": np.array([1.0, bad], np.float32)}
+    with pytest.raises(DivergedError, match="'input' holds NaN or Inf"):
+        measure_ranges(lambda: [broken], method="entropy", unclipped=["input"])
+
+
 def test_the_percentile_is_an_argument() -> None:
     narrow = measure_ranges(lambda: [data()], method="percentile", percentile=90)
     usual = measure_ranges(lambda: [data()], method="percentile")
