@@ -10,13 +10,15 @@ from pathlib import Path
 from exporters import ExportError
 from exporters.runtimes import Arrays, Runtime
 from soup import Progress
+from soup.answer_gates import Answers, OnVal, answer_checks
 from soup.files import finite
-from soup.gates import Check, Subject, accuracy_gate
+from soup.gate_sections import Against
+from soup.gates import Check, Place, Subject
 from soup.golden import GOLDEN, Golden, read_golden
-from soup.judge import paired
 from soup.proof import TIMED, Artifact, Findings, open_artifact, outputs_check, place_of, proof_of, prove_latency
 from soup.release_facts import ReleaseFacts, latency_rule
 from soup.tasks import Metric, metric_named
+from soup.time_gates import throughput_gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +86,31 @@ def _outputs_checks(
 def _prove_worth(
     runtime: Runtime, artifact: Artifact, answers: Arrays, by: Yardstick, findings: Findings, *, where: str
 ) -> None:
-    """The accuracy gate where these samples can decide it, and latency."""
-    findings.checks += _accuracy_again(answers, by, Subject(artifact.file, "gate", where))
+    """The accuracy gates where these samples can decide them, latency and throughput."""
+    gates, subject = by.facts.gates, Subject(artifact.file, "gate", where)
+    findings.checks += _accuracy_again(answers, by, artifact, where=where)
     by.progress(f"timing {artifact.file}: {TIMED}", 0, 0)
-    rule = latency_rule(by.facts.gates)
-    prove_latency(runtime, artifact, by.golden.inputs, findings, rule=rule, device=by.device)
+    prove_latency(runtime, artifact, by.golden.inputs, findings, rule=latency_rule(gates), device=by.device)
+    if (floor := gates.throughput) is not None:
+        latency, actual = findings.latency[artifact.file], place_of(runtime.info, device=by.device)
+        wanted = Place(floor.runtime, floor.device)
+        findings.checks.append(
+            throughput_gate(latency, subject, min_per_s=floor.min_per_s, wanted=wanted, actual=actual)
+        )
 
 
-def _accuracy_again(answers: Arrays, by: Yardstick, subject: Subject) -> tuple[Check, ...]:
-    """The accuracy gate again, where the golden samples are all of val; a few of them, the hardest among them, would
-    judge too harshly."""
-    gate = by.facts.gates.accuracy
-    if gate is None or not by.facts.golden.can_judge:
+def _accuracy_again(answers: Arrays, by: Yardstick, artifact: Artifact, *, where: str) -> tuple[Check, ...]:
+    """The gates on answers again, where the golden samples are all of val; a few of them, the hardest among them, would
+    judge too harshly. What they were compared with at export and is not here stays the export's word."""
+    if not by.facts.golden.can_judge:
         return ()
-    metric = by.metric
-    interval = paired(metric, metric.per_sample(answers, by.golden.targets), by.golden.best_single, groups=None)
-    return (accuracy_gate(interval, subject, max_drop=gate.max_drop, higher_is_better=metric.higher_is_better,
-                          unit=metric.unit),)  # fmt: skip
+    metric, golden = by.metric, by.golden
+    torch = golden.outputs["torch"]
+    against: dict[Against, Answers] = {
+        "best_single": Answers("best single", golden.best_single),
+        "soup": Answers("torch at export", metric.per_sample(torch, golden.targets), torch),
+    }
+    on = OnVal(metric, golden.targets.get("label"), None, by.facts.classes)
+    after = Answers(artifact.label, metric.per_sample(answers, golden.targets), answers)
+    checks = answer_checks(by.facts.gates, after, against, on=on, file=artifact.file, where=where)
+    return tuple(check for check in checks if check.verdict != "pending")
