@@ -161,6 +161,10 @@ def test_outputs_that_are_not_finite_fail_whatever_the_limit() -> None:
     assert [(check.verdict, check.measured) for check in checks] == [("fail", None)] * 2
     (count,) = judged({"flips": {"max_count": 36}}, after=broken)
     assert count.verdict == "fail"  # 36 flips, and one image without a class
+    before = Answers("soup", outputs={"logits": np.zeros((400, 4)), "other": np.zeros((400, 1))})
+    second = Answers("INT8", AFTER.per_sample, {"logits": np.zeros((400, 4)), "other": np.full((400, 1), np.nan)})
+    checks = judged({"outputs": {"max_error": 1e9, "cosine": 0}}, after=second, soup=before)
+    assert [check.verdict for check in checks] == ["fail", "fail"]
     infinite = Answers("INT8", AFTER.per_sample, {"output": np.full((400, 4), math.inf)})
     assert judged({"outputs": {"max_error": 1e9}}, after=infinite)[0].verdict == "fail"
 

@@ -117,6 +117,11 @@ def test_a_class_with_too_few_images_leaves_the_gate_open_and_says_how_many_woul
     assert gate(lost, min_images=20).verdict == "fail"
 
 
+def test_a_class_of_exactly_as_many_images_as_asked_for_is_judged() -> None:
+    assert gate(scores({}, images=100), min_images=100).verdict == "pass"
+    assert gate(scores({}, images=100), min_images=101).verdict == "inconclusive"
+
+
 def test_no_images_at_all_and_nan_are_no_pass() -> None:
     nothing = np.zeros(0)
     assert gate(Scores(nothing, nothing, nothing.astype(int))).verdict == "inconclusive"
