@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from soup.build_folder import BuildRecord, Hop
+from soup.build_folder import BuildRecord, Hop, WorstClass
 from soup.build_tables import (
     answers_table,
     checkpoints_table,
@@ -120,7 +120,13 @@ def hop_row(hop: Hop, *, unit: str, verdict: str | None = None) -> HopRow:
         _worst(max, [one.mean_abs for one in hop.outputs]),
         _worst(min, [one.cosine for one in hop.outputs]),
         hop.after, hop.flips, difference_text(hop.difference, unit=unit), verdict or found,
+        "" if hop.worst_class is None else f"{hop.worst_class.name}: {_worst_difference(hop.worst_class, unit)}",
     )  # fmt: skip
+
+
+def _worst_difference(worst: WorstClass, unit: str) -> str:
+    """With its interval, which is at the level of all classes together."""
+    return f"{difference_text(worst.difference, unit=unit)}, n = {worst.n}"
 
 
 def _worst(pick: Callable[[list[float]], float], values: Sequence[float | None]) -> float | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from calib.ranges import read_ranges
 from exporters import ExportError
 from exporters.engine_settings import EngineSettings
 from exporters.onnx_to_tensorrt import EngineBuild, find_builder, onnx_to_tensorrt
@@ -138,7 +139,7 @@ def _build(job: Job, candidate: Candidate, folder: Path) -> EngineBuild:
     recipe, graph = recipe_of(job.facts), job.release / candidate.file
     own = () if isinstance(recipe.batch, int) else (recipe.batch,)
     build = onnx_to_tensorrt(
-        graph, folder / ENGINE, profiles=recipe.profiles or own, settings=_settings(job, recipe.settings),
+        graph, folder / ENGINE, profiles=recipe.profiles or own, settings=_settings(job, recipe.settings, candidate),
         progress=lambda phase, done, total: job.by.progress(
             f"building the {candidate.precision.upper()} engine: {phase}", done, total
         ),
@@ -148,8 +149,9 @@ def _build(job: Job, candidate: Candidate, folder: Path) -> EngineBuild:
     return build
 
 
-def _settings(job: Job, packed: Mapping[str, object]) -> EngineSettings:
-    """What the release asks for, and the kit's timing cache, which one build hands to the next, where it is of use."""
+def _settings(job: Job, packed: Mapping[str, object], candidate: Candidate) -> EngineSettings:
+    """What the release asks for, the ranges that a DLA takes, and the kit's timing cache where it is of use: one build
+    hands it to the next."""
     where = job.release / FILE_NAME
     if unknown := set(packed) - {one.name for one in fields(EngineSettings)}:
         raise SoupError(
@@ -159,6 +161,9 @@ def _settings(job: Job, packed: Mapping[str, object]) -> EngineSettings:
         settings = TypeAdapter(EngineSettings).validate_python(packed)
     except ValidationError as error:
         raise SoupError(f"{where}: {first_complaint(error)}. Export the release again.") from error
+    if candidate.ranges is not None:
+        table = read_ranges(job.release / candidate.ranges, graph_sha256=candidate.sha256)
+        settings = replace(settings, int8_ranges=table.ranges)
     builder, path = find_builder(), job.stage / TIMING_CACHE
     if builder is None or not uses_timing_cache(builder.flavour):
         return replace(settings, timing_cache=None, timing_cache_sha256=None)

@@ -55,12 +55,16 @@ class GraphFacts:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A packed graph that an engine may be built from; `tolerance` is of the engine's outputs, as Artifact's is."""
+    """A packed graph that an engine may be built from; `tolerance` is of the engine's outputs, as Artifact's is.
+
+    `ranges` names the packed table that makes an FP32 graph INT8 on a DLA which takes no Q/DQ nodes.
+    """
 
     precision: Precision
     file: str
     sha256: str
     tolerance: float
+    ranges: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

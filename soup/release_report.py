@@ -15,10 +15,11 @@ from soup.build_report import hop_row
 from soup.build_tables import difference_text
 from soup.files import readable_json, sha256_file
 from soup.gates import Check, Exit, Verdict
+from soup.junit import junit
 from soup.precision_tables import lost_sentence, precision_section
 from soup.proof import Findings, Proof
 from soup.release_pictures import PRECISION, WATERFALL, pictures
-from soup.report import FileRow, LatencyRow, ReleaseReport, junit, release_markdown, to_html, value_text
+from soup.report import FileRow, LatencyRow, ReleaseReport, release_markdown, to_html, value_text
 from soup.tasks import Metric
 
 SCHEMA_VERSION = 1

@@ -6,7 +6,6 @@ import base64
 import html
 import math
 import re
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ _BADGES = "pass|fail|inconclusive|pending|better|worse|same|undecided"
 _NUMBER = re.compile(r"[+−]?[\d,]+(\.\d+)?(e[+−]?\d+)?( ?(%|ms|s|points|B|kB|MB|GB|TB))?( \([^()]*\))?")
 _MARKUP = re.compile(r"[\\`*|]|<(?=[A-Za-z/!?])|](?=[(\[:])|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=\s)#(?=#*$)")
 _BLOCK_START = re.compile(r"(#{1,6}|[+-]|\d{1,9}[.)])(\s|$)|>|=+$|-[- ]*$")
-_XML_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -55,6 +53,7 @@ class HopRow:
     flips: int | None
     difference: str
     verdict: str
+    worst_class: str = ""  # the one that lost most
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +139,8 @@ def summary(checks: Sequence[Check]) -> str:
 
 def hops_table(hops: Sequence[HopRow], *, unit: str) -> str:
     """The waterfall: one row per hop, with what moved in outputs and metric, so that the cause of a drop is named."""
-    header = ("hop", "where", "outputs max", "mean", "cosine", "metric", "flips", "difference", "verdict")
-    rows = [
+    header = ["hop", "where", "outputs max", "mean", "cosine", "metric", "flips", "difference", "verdict"]
+    rows: list[tuple[str, ...]] = [
         (
             plain(hop.hop), plain(hop.where), tiny_text(hop.max_abs), tiny_text(hop.mean_abs),
             NONE if hop.cosine is None else f"{hop.cosine:.6f}", value_text(hop.after, unit=unit),
@@ -149,6 +148,9 @@ def hops_table(hops: Sequence[HopRow], *, unit: str) -> str:
         )
         for hop in hops
     ]  # fmt: skip
+    if any(hop.worst_class for hop in hops):  # "metric" is of all; a mean can hide what one class paid
+        header.append("worst class")
+        rows = [(*row, plain(hop.worst_class) or NONE) for row, hop in zip(rows, hops, strict=True)]
     return table(header, rows)
 
 
@@ -263,42 +265,17 @@ def to_html(markdown: str, *, title: str, images: Mapping[str, bytes] | None = N
     return _PAGE.format(title=html.escape(title), style=style, body=body)
 
 
-def junit(checks: Sequence[Check], *, suite: str, properties: Mapping[str, str]) -> bytes:
-    """JUnit XML with a case per check: fail is a failure; inconclusive and pending are skipped, and say which."""
-    counts = Counter(check.verdict for check in checks)
-    skipped = counts["inconclusive"] + counts["pending"]
-    numbers = {"tests": str(len(checks)), "failures": str(counts["fail"]), "errors": "0", "skipped": str(skipped)}
-    root = ET.Element("testsuites", numbers)
-    node = ET.SubElement(root, "testsuite", {"name": _xml(suite), **numbers})
-    _properties(node, properties)
-    for check in checks:
-        _case(node, check, suite=suite)
-    ET.indent(root)
-    return bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
-
-
-def _case(node: ET.Element, check: Check, *, suite: str) -> None:
-    case = ET.SubElement(node, "testcase", {"classname": _xml(f"{suite}.{check.hop}"), "name": _xml(check.name)})
-    facts = {
-        "verdict": check.verdict, "kind": check.kind, "measured": check.measured, "limit": check.limit,
-        "unit": check.unit or None, "where": check.where, "samples_needed": check.samples_needed,
-    }  # fmt: skip
-    _properties(case, {name: str(value) for name, value in facts.items() if value is not None})
-    if check.verdict != "pass":
-        tag, label = ("failure", "") if check.verdict == "fail" else ("skipped", f"{check.verdict}: ")
-        ET.SubElement(case, tag, {"type": check.verdict, "message": _xml(label + check.message)})
-
-
-def _properties(node: ET.Element, properties: Mapping[str, str]) -> None:
-    holder = ET.SubElement(node, "properties")
-    for name, value in properties.items():
-        ET.SubElement(holder, "property", {"name": _xml(name), "value": _xml(value)})
-
-
-def _xml(text: str) -> str:
-    """XML 1.0 cannot hold most control characters, not even escaped."""
-    return _XML_ILLEGAL.sub("\ufffd", text)
-
-
 def _contract(latency: Latency) -> list[tuple[str, object]]:
-    return [("warm-up calls", latency.warmup), *sorted(latency.contract.items())]
+    """How it was timed, and what the percentiles do not say; what was not measured is left out."""
+    told: dict[str, object] = {"warm-up calls": latency.warmup}
+    if latency.stable is not None:
+        told["stable after warm-up"] = latency.stable
+    if latency.throughput is not None:
+        told["samples per s"] = f"{latency.throughput:.1f}"
+    if latency.cv is not None:
+        told["coefficient of variation"] = f"{latency.cv:.2f}"
+    if latency.gpu_p50_ms is not None:
+        told["GPU's own p50 in ms"] = f"{latency.gpu_p50_ms:.2f}"
+    if latency.throttled:
+        told["invalid, the device was throttled"] = "; ".join(latency.throttled)
+    return [*told.items(), *sorted(latency.contract.items())]

@@ -28,12 +28,11 @@ from soup.manifest import read_manifest, seal, strangers
 from soup.proof import Artifact, Findings, outputs_check, place_of
 from soup.release_facts import Previous, as_json
 from soup.release_report import Heading, write_reports
-from soup.ship_facts import release_facts
+from soup.ship_facts import ONNX, release_facts
 from soup.single_cost import compare_cost
 from soup.target_plan import plan_for
 from soup.variants import Forge, Rules
 
-ONNX = "model.onnx"
 _EXAMPLES = 8  # samples that the exporter traces with, and compares a simplified graph on
 
 

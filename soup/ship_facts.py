@@ -10,13 +10,15 @@ from calib.samples import list_sha256
 from exporters.engine_settings import settings_facts
 from exporters.torch_to_onnx import OnnxExport
 from soup.attempts import Attempt
-from soup.build_folder import RECIPE
+from soup.build_folder import RANGES, RECIPE
 from soup.export_source import Source
 from soup.files import sha256_file
 from soup.gates import Exit
 from soup.proof import Artifact, Findings
 from soup.release_facts import Candidate, EngineRecipe, GoldenFacts, GraphFacts, Previous, ReleaseFacts, ValFacts
 from soup.target_plan import TargetPlan, engine_settings
+
+ONNX = "model.onnx"  # the FP32 graph, from which all else is made
 
 
 def release_facts(
@@ -55,13 +57,20 @@ def _recipe(
     """What a device builds its engine from: the precisions that did not fail here, else all of them, in their order."""
     graphs = {one.file: one for one in artifacts if one.kind == "onnx"}
     passed = [one for one in attempts if one.outcome != "failed"] or attempts
-    packed = [graphs[one.file] for one in passed if one.file in graphs]
+    packed = [_candidate(graphs[one.file], graphs[ONNX], plan) for one in passed if one.file in graphs]
     settings = replace(
         engine_settings(source.config, plan, capabilities=()), timing_cache=None, timing_cache_sha256=None
     )
     return EngineRecipe(
-        tuple(Candidate(one.precision, one.file, one.sha256, one.tolerance) for one in packed),
+        tuple(packed),
         source.batch,
         tuple((one.min, one.opt, one.max) for one in source.config.export.profiles),
         settings_facts(settings),
     )
+
+
+def _candidate(graph: Artifact, fp32: Artifact, plan: TargetPlan) -> Candidate:
+    """A graph as a device builds from it; a DLA that reads no Q/DQ nodes takes the FP32 one, with ranges beside it."""
+    if graph.precision == "int8" and plan.calibration_cache:
+        return Candidate("int8", fp32.file, fp32.sha256, graph.tolerance, RANGES)
+    return Candidate(graph.precision, graph.file, graph.sha256, graph.tolerance)

@@ -19,6 +19,7 @@ from markdown_it import MarkdownIt
 
 from exporters.latency import Latency
 from soup.gates import Check, Verdict
+from soup.junit import junit
 from soup.report import (
     FileRow,
     HopRow,
@@ -27,7 +28,6 @@ from soup.report import (
     bullets,
     code,
     document,
-    junit,
     plain,
     release_markdown,
     size_text,
