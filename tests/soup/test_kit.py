@@ -233,7 +233,7 @@ def test_an_engine_that_runs_here_is_proved_on_outputs_metric_and_latency(
 ) -> None:
     gate = {"p99_ms": 60_000, "runtime": "tensorrt", "device": "orin-nano"}
     gates = {"accuracy": None, "gain": None, "latency": gate, "require": ["onnx", "engine", "device"]}
-    result = finish(resealed(copy, gates=gates), tmp_path / "kit")
+    result = finish(resealed(copy, gates=gates, precision=[]), tmp_path / "kit")
     assert result.exit_code == Exit.OK
     assert verdicts(result) == {
         "model.onnx, torch at export → ONNX here": "pass", "model.onnx, model.onnx at export → ONNX here": "pass",
@@ -329,14 +329,14 @@ def test_an_engine_that_breaks_down_fails_and_the_next_precision_ships(
 
 
 def test_an_engine_in_another_precision_than_its_graph_fails(copy: Path, tmp_path: Path, device: Device) -> None:
-    """Correctness 39."""
-    packing(copy, {"fp16": half(copy / "model.onnx")})
+    """Correctness 39, by the types of its layers where the release does not tell those of the graph."""
+    packing(copy, {"fp16": half(copy / "model.onnx")}, precision=[])
     device.dtypes["fp16"] = {"Float": 7}
     result = finish(copy, tmp_path / "kit")
     assert result.exit_code == Exit.CHECK
     assert result.tried[0].reason == ("model.engine, FP16 → engine: fp16 was asked for, the layers compute in: 7 Float")
     device.dtypes = {"fp32": {"Half": 1, "Float": 6}}
-    assert finish(packing(copy, {"fp32": None}), tmp_path / "kit-32").exit_code == Exit.CHECK
+    assert finish(packing(copy, {"fp32": None}, precision=[]), tmp_path / "kit-32").exit_code == Exit.CHECK
 
 
 def test_where_the_release_tells_its_graph_s_layers_each_is_audited_in_the_engine(
