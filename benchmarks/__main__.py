@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import averaging, batchnorm, growth, latency, search
+from benchmarks import averaging, batchnorm, growth, latency, precision, search
 from exporters.runtimes import device_name
 from soup.doctor import versions
 from soup.report import table
@@ -46,6 +46,7 @@ def sections(*, quick: bool) -> Iterator[str]:
     if not quick:
         yield from growth_section(*growth.run())
     yield from batchnorm_section(batchnorm.run(quick=quick))
+    yield from precision.brief(precision.run(quick=quick))
     yield from latency_section(latency.run(quick=quick))
 
 

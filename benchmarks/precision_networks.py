@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from exporters.torch_to_onnx import torch_to_onnx
 from soup.average import cook
 from soup.checkpoint import read_checkpoint
 
-COUNTS = {"val": 1000, "calibration": 512, "test": 4000, "learned": 20_000}  # `test` is of the data set's test part
+COUNTS = {"val": 1000, "calibration": 512, "test": 2000, "learned": 20_000}  # `test` is of the data set's test part
 CLASSES = 10
 LARGEST_BATCH = 100
 INPUT = "input"
@@ -59,24 +60,55 @@ class Subject:
     calibration: np.ndarray
     splits: Mapping[str, tuple[np.ndarray, np.ndarray]]  # val and test
 
-    def batches(self, *, size: int = 32, images: int | None = None) -> list[Arrays]:
-        """The calibration images, or the first of them, as the graph's inputs."""
-        chosen = self.calibration[:images]
-        return [{INPUT: chosen[start : start + size]} for start in range(0, len(chosen), size)]
+    def batches(self, count: int) -> Iterator[Arrays]:
+        """The first `count` calibration images as the graph's inputs: the most up to 16 at once that leave no rest.
+
+        soup feeds 16 at once, and onnxruntime's entropy calibrator cannot take a last batch that is shorter.
+        """
+        count = min(count, len(self.calibration))
+        size = next(size for size in range(16, 0, -1) if count % size == 0)
+        for start in range(0, count, size):
+            yield {INPUT: self.calibration[start : start + size]}
 
 
 def subject(folder: Path, name: str) -> Subject:
     """The average of a network's snapshots, with BatchNorm recalibrated on the calibration images, as ONNX."""
     arrays = np.load(folder / "images.npz")
     inputs = {
-        split: normalized(torch.from_numpy(arrays[split])).contiguous().numpy()
+        split: normalized(torch.from_numpy(arrays[split][: COUNTS[split]])).contiguous().numpy()
         for split in ("val", "test", "calibration")
     }
     path = folder / name / "model.onnx"
     if not path.exists():
         write_onnx(averaged(snapshots(folder, name), network(name), inputs["calibration"]), inputs["val"][:8], path)
-    splits = {split: (inputs[split], arrays[f"{split}_labels"]) for split in ("val", "test")}
+    splits = {split: (inputs[split], arrays[f"{split}_labels"][: COUNTS[split]]) for split in ("val", "test")}
     return Subject(name, path.read_bytes(), inputs["calibration"], splits)
+
+
+def quick_subject() -> Subject:
+    """A thousand weights, scikit-learn's digits and two seconds: shows that everything runs."""
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    digits, order = load_digits(), np.random.default_rng(0).permutation(1700)
+    images = torch.from_numpy(digits.images[order, None].astype(np.float32) / 8 - 1)
+    labels = torch.from_numpy(digits.target[order].astype(np.int64))
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16), nn.Hardswish(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, CLASSES),
+    )  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for rows in torch.randperm(700).repeat(3).split(50):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    with tempfile.TemporaryDirectory() as folder:
+        write_onnx(model.eval(), images[:8].numpy(), path := Path(folder) / "model.onnx")
+        graph = path.read_bytes()
+    splits = {"val": slice(700, 1100), "test": slice(1100, 1700)}
+    held = {split: (images[rows].numpy(), labels[rows].numpy()) for split, rows in splits.items()}
+    return Subject("quick", graph, images[:200].numpy(), held)
 
 
 def averaged(paths: Sequence[Path], model: nn.Module, images: np.ndarray) -> nn.Module:
@@ -95,11 +127,11 @@ def write_onnx(model: nn.Module, example: np.ndarray, path: Path) -> None:
     staged.rename(path)
 
 
-def make(folder: Path, *, data: Path, names: tuple[str, ...] = tuple(PLANS)) -> None:
-    """Fill `folder`: images.npz, and NAME/epoch-NN.pt for each network."""
+def make(folder: Path, *, data: Path | None = None, names: Sequence[str] = tuple(PLANS)) -> None:
+    """Fill `folder`: images.npz from `data`, else downloaded, and NAME/epoch-NN.pt for each network."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "images.npz").exists():
-        write_images(folder / "images.npz", data)
+        write_images(folder / "images.npz", data or fetched(folder / "data"))
     wanted = [name for name in names if not all(path.exists() for path in snapshots(folder, name))]
     if not wanted:
         return
@@ -202,9 +234,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=list(PLANS), default=list(PLANS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
-    data = options.data or fetched(options.out / "data")
-    make(options.out, data=data, names=tuple(options.networks))
+    make(options.out, data=options.data, names=options.networks)
 
 
 if __name__ == "__main__":
