@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from exporters import ExportError
 from exporters.companions import (
     Model,
@@ -24,6 +26,8 @@ from soup.proof import Artifact
 
 Interface = tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]  # inputs, outputs
 FOLDER = "companions"
+_BEGIN = '#!/bin/sh\ncd "$(dirname "$0")" || exit\n'
+_BUILT = "/tmp/model.engine"  # what the two lines write: the release is sealed
 _UNNAMED = "rtx-4060"  # whose TensorRT the lines are for where no target is named: tensorrt_rtx builds for all of them
 
 
@@ -50,9 +54,10 @@ def companions(job: Job, artifact: Artifact, reference: Proved, interface: Inter
 def _files(job: Job, artifact: Artifact, interface: Interface, *, target: Target) -> dict[str, str]:
     config, classes = job.source.config, job.source.val.class_names
     model, options, limit = _model(config, artifact, interface), _options(config), artifact.tolerance
+    built = replace(model, engine=_BUILT)  # never over the sealed one
     files = {
-        "trtexec.sh": f"#!/bin/sh\n{trtexec_line(model, target, options=options)}",
-        "polygraphy.sh": f"#!/bin/sh\n{polygraphy_line(model, target, atol=limit, rtol=limit, options=options)}",
+        "trtexec.sh": f"{_BEGIN}{trtexec_line(built, target, options=options)}",
+        "polygraphy.sh": f"{_BEGIN}{polygraphy_line(built, target, atol=limit, rtol=limit, options=options)}",
     }
     try:
         files["config.pbtxt"] = triton_config(model, name="model", platform="tensorrt_plan")

@@ -24,10 +24,10 @@ def main() -> None:
     log = run(sys.executable, str(HERE / "train.py"), "--out", str(OUT))
     reported = re.findall(r"val accuracy ([\d.]+)", log)[-1]
     (OUT / "val.yaml").write_text((HERE / "val.yaml").read_text().replace("value: 0.0,", f"value: {reported},"))
-    engine = ["--trt", "--compute-capability", "8.6,8.9"]
+    engine = ["--precision", "int8,fp16,fp32", "--trt", "--compute-capability", "8.6,8.9"]
     if importlib.util.find_spec("tensorrt_rtx") is None:
         print("tensorrt_rtx has no wheel for this machine: the release is made without an engine")
-        engine = []
+        engine = engine[:2]
     run("soup", "check", "--val", "demo-out/val.yaml", "-o", "demo-out/soup")
     run("soup", "build", "--val", "demo-out/val.yaml", "-o", "demo-out/soup")
     run("soup", "export", "demo-out/soup", *engine)
