@@ -148,6 +148,9 @@ def test_another_task_other_inputs_and_other_classes_are_refused(
         SoupError, match=r"takes 'input' float32 \(1, 8, 8\) of each image, but val gives uint8 \(8, 8, 1"
     ):
         answered(baseline, frames, now)
+    bytes_of_its_shape = replace(frames, images=np.ascontiguousarray(val.images.transpose(0, 3, 1, 2)))
+    with pytest.raises(SoupError, match=r"but val gives uint8 \(1, 8, 8\)"):
+        answered(baseline, bytes_of_its_shape, now)
     darker = replace(now, preprocess={**(now.preprocess or {}), "mean": [0.1]})
     with pytest.raises(SoupError, match=r"for other inputs than val gives: preprocess.mean is \[0.1\], was \[0.3\]"):
         answered(baseline, val, darker)
