@@ -26,6 +26,9 @@ DEVICE_KINDS: tuple[Kind, ...] = (  # what a device can say for itself
 TAIL_CONFIDENCE = 0.99  # of a percentile's upper bound
 
 
+_ROUNDING = 1e-9  # a gap that is smaller comes from floating point, and not from any number of samples
+
+
 class Exit(IntEnum):
     """Every exit code of the command line."""
 
@@ -117,7 +120,7 @@ def accuracy_gate(
         "pass": f"a drop beyond {limit} is excluded",
         "fail": f"the drop is beyond the limit of {limit}",
     }.get(verdict, f"a drop beyond {limit} is neither shown nor excluded")
-    needed = samples_needed(drop, max_drop) if verdict == "inconclusive" else None
+    needed = would_decide(drop, max_drop) if verdict == "inconclusive" else None
     message = _sentence(interval, reason, unit=unit, needed=needed)
     measured = finite(drop.estimate)
     return Check(
@@ -136,7 +139,7 @@ def gain_gate(
         "pass": f"a gain of at least {limit} is shown",
         "fail": f"the gain is below the {limit} asked for",
     }.get(verdict, f"a gain of at least {limit} is neither shown nor excluded")
-    needed = samples_needed(gain, min_gain) if verdict == "inconclusive" else None
+    needed = would_decide(gain, min_gain) if verdict == "inconclusive" else None
     message = _sentence(interval, reason, unit=unit, needed=needed)
     measured = finite(gain.estimate)
     return Check(subject.name, subject.hop, "gain", verdict, message, measured, min_gain, unit, subject.where, needed)
@@ -250,6 +253,11 @@ def reversed_interval(interval: Interval) -> Interval:
         0.0 - interval.estimate, 0.0 - interval.high, 0.0 - interval.low,
         interval.confidence, interval.method, interval.n, interval.groups,
     )  # fmt: skip
+
+
+def would_decide(interval: Interval, limit: float) -> int | None:
+    """About how many samples would decide; None where the estimate is the limit but for rounding, and none would."""
+    return None if abs(interval.estimate - limit) < _ROUNDING else samples_needed(interval, limit)
 
 
 def rounded(count: int) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from soup.files import finite
-from soup.gates import Check, Subject, Verdict, reversed_interval, rounded, verdict_of
-from soup.statistics import Interval, difference_text, interval_text, paired_difference, samples_needed
+from soup.gates import Check, Subject, Verdict, reversed_interval, rounded, verdict_of, would_decide
+from soup.statistics import Interval, difference_text, interval_text, paired_difference
 
 CONFIDENCE = 0.95
 
@@ -135,7 +135,7 @@ def _open(check: Check, found: Sequence[ClassDrop], scores: Scores, *, limit: st
         return replace(check, message="there is no class with an image")
     shown, drop_limit = _worst(found, scores), check.limit or 0.0
     drop = _drop(shown, scores)
-    needed = samples_needed(drop, drop_limit)
+    needed = would_decide(drop, drop_limit)
     if shown.interval.n < min_images:
         reason, needed = f"too few, the gate asks for {min_images}", max(min_images, needed or 0)
     else:

@@ -99,6 +99,19 @@ def test_an_undecided_gate_says_about_how_many_samples_would_decide():
     )
 
 
+@pytest.mark.parametrize("gap", [0.0, 1e-17, -1e-17, 1e-200])
+def test_no_number_of_samples_decides_what_is_the_limit_but_for_rounding(gap):
+    """The number grows with the inverse of the gap's square: it would be absurd, or too large for a float."""
+    for sign in (1, -1):
+        found = Interval(sign * gap, -0.25, 0.25, 0.95, "test", 100)
+        for check in (
+            accuracy_gate(found, SUBJECT, max_drop=0, higher_is_better=True),
+            gain_gate(found, SUBJECT, min_gain=0, higher_is_better=True),
+        ):
+            assert (check.verdict, check.samples_needed) == ("inconclusive", None)
+            assert check.message.endswith("neither shown nor excluded")
+
+
 def test_a_passing_and_a_failing_gate_read_as_one_sentence():
     assert accuracy(-0.001, 0.003).message == (
         "+0.10 points, 95 % interval −0.10 to +0.30: a drop beyond 0.50 points is excluded"

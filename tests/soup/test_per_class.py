@@ -122,6 +122,13 @@ def test_a_class_of_exactly_as_many_images_as_asked_for_is_judged() -> None:
     assert gate(scores({}, images=100), min_images=101).verdict == "inconclusive"
 
 
+def test_a_limit_next_to_what_was_lost_names_no_number_of_images() -> None:
+    check = gate(scores({1: 10}), max_drop=0.1)
+    assert (check.verdict, check.samples_needed) == ("inconclusive", None)
+    assert check.message.endswith("is neither shown nor excluded")
+    assert gate(scores({}), max_drop=8e-195).verdict == "inconclusive"
+
+
 def test_no_images_at_all_and_nan_are_no_pass() -> None:
     nothing = np.zeros(0)
     assert gate(Scores(nothing, nothing, nothing.astype(int))).verdict == "inconclusive"
