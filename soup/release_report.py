@@ -81,11 +81,11 @@ def cost_sentence(pair: Pair) -> str:
     if pair.low is None or pair.high is None:
         return f"soup / best single: {pair.ratio:.3f} of its time, too few rounds for an interval"
     word = {
-        "pass": f"no inference cost beyond {pair.margin:.0%}", "fail": "the soup is slower",
-        "inconclusive": f"a cost of {pair.margin:.0%} is neither shown nor excluded",
+        "pass": f"no inference cost beyond {100 * pair.margin:g} %", "fail": "the soup is slower",
+        "inconclusive": f"a cost of {100 * pair.margin:g} % is neither shown nor excluded",
         "invalid": f"invalid, the device was throttled: {', '.join(pair.throttled)}",
     }[pair.verdict]  # fmt: skip
-    interval = f"{pair.confidence:.0%} interval {pair.low:.3f} to {pair.high:.3f}"
+    interval = f"{100 * pair.confidence:g} % interval {pair.low:.3f} to {pair.high:.3f}"
     return f"soup / best single: {pair.ratio:.3f} of its time, {interval}, in {pair.blocks} rounds of turns: {word}"
 
 
