@@ -52,7 +52,8 @@ def problems_of(error: ValidationError, model: type[BaseModel], *, source: Sourc
 def _sentence(detail: ErrorDetails, key: Key, model: type[BaseModel]) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown(str(key[-1]), _fields(model, key[:-1]))
+        section = tuple(part for part in key[:-1] if isinstance(part, str))  # of a list's entries all have the same
+        return _unknown(str(key[-1]), _fields(model, section))
     meaning = _meaning(model, key)
     if kind == "missing":
         return f"is missing{meaning}."

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from exporters import ExportError
 from exporters.onnx_to_tensorrt import EngineBuild, onnx_to_tensorrt
+from soup.engine_gates import build_gates
 from soup.export_proof import Job, Proved, prove_file
+from soup.files import write_file
 from soup.gates import Check, State, Subject
 from soup.precision_audit import audit_check, engine_audit
-from soup.proof import Artifact, built_check, built_proof
+from soup.proof import Artifact, built_check, built_proof, open_artifact, time_runtime
 from soup.target_plan import engine_settings
+from soup.time_gates import ratio_of_latencies, speedup_gate
 
 ENGINE, LAYERS = "model.engine", "model.layers.json"
 
@@ -37,7 +43,7 @@ def make_engine(job: Job, graph: Proved) -> Engine:
     if implicit or job.plan.built in ("device", "trtexec"):
         return _elsewhere(job)
     try:
-        built = _build(job, graph.artifact)
+        built = _build(job, graph.artifact, job.stage)
     except ExportError as error:
         if error.kind == "input":
             raise
@@ -50,13 +56,36 @@ def make_engine(job: Job, graph: Proved) -> Engine:
     job.findings.verified.append(built_proof(ENGINE, built))
     hop = f"{graph.artifact.label} → engine"
     checks = [replace(built_check(built), hop=hop)]
+    checks += build_gates(built, job.source.config.gates, Subject(ENGINE, hop))
+    job.findings.notes += [job.unlocated(note) for note in built.notes]
     if graph.audits:
         audits = engine_audit(job.stage / LAYERS, graph.audits)
         checks.append(audit_check(audits, Subject(ENGINE, hop), asked=graph.artifact.precision))
     return _run(job, Engine(artifact, None, tuple(checks), {"engine": "done"}), graph)
 
 
-def _build(job: Job, graph: Artifact) -> EngineBuild:
+def speedup_check(job: Job, int8: Engine, fp16: Callable[[], bytes]) -> Check | None:
+    """`gates.int8_speedup`: an FP16 engine of the same network, built for its time alone, beside the INT8 one that ran.
+
+    None where the gate is not set; pending where the INT8 engine did not run here.
+    """
+    gate = job.source.config.gates.int8_speedup
+    if gate is None:
+        return None
+    subject = Subject(ENGINE, "FP16 → INT8")
+    if int8.proved is None:
+        return speedup_gate(None, subject, minimum=gate.min)
+    with tempfile.TemporaryDirectory(dir=job.stage, prefix=".fp16-") as name:
+        folder = Path(name)
+        write_file(folder / "model.fp16.onnx", fp16())
+        graph = Artifact("model.fp16.onnx", "onnx", "", int8.proved.artifact.batch, precision="fp16")
+        built = _build(job, graph, folder)
+        with open_artifact(folder, replace(int8.proved.artifact, sha256=built.sha256)) as runtime:
+            other = time_runtime(runtime, int8.proved.inputs, int8.proved.artifact)
+    return speedup_gate(ratio_of_latencies(other, job.findings.latency[ENGINE]), subject, minimum=gate.min)
+
+
+def _build(job: Job, graph: Artifact, folder: Path) -> EngineBuild:
     source, options = job.source, job.options
     profiles = tuple((one.min, one.opt, one.max) for one in source.config.export.profiles)
     batch = () if isinstance(source.batch, int) else (source.batch,)
@@ -64,7 +93,7 @@ def _build(job: Job, graph: Artifact) -> EngineBuild:
     if options.workspace_bytes is not None:
         settings = replace(settings, workspace_bytes=options.workspace_bytes)
     return onnx_to_tensorrt(
-        job.stage / graph.file, job.stage / ENGINE, profiles=profiles or batch, settings=settings,
+        folder / graph.file, folder / ENGINE, profiles=profiles or batch, settings=settings,
         must_take=graph.timed_batch if profiles else None,
         progress=lambda phase, done, total: job.progress(f"building the engine: {phase}", done, total),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from exporters.runtimes import Arrays, Runtime
 from soup import Progress
 from soup.build_folder import Hop
 from soup.evaluate import Evaluation, evaluate
-from soup.export_gates import Timing, gate_checks
+from soup.export_gates import Held, Timing, gate_checks, taking_turns
 from soup.export_source import Source
 from soup.files import finite
 from soup.gates import Check, Subject
@@ -57,6 +57,7 @@ class Job:
     options: Options
     plan: TargetPlan
     progress: Progress
+    held: Held | None = None  # what the gates compare with, once the interface is known
 
     def unlocated(self, text: str) -> str:
         """A message as it may travel: files by their names in the release or beside val.yaml, no folder of this
@@ -147,5 +148,9 @@ def _prove(job: Job, runtime: Runtime, artifact: Artifact, before: Before, *, na
         golden=runtime(golden),
         hop=step(job, name, before.answers, answers, where=str(place)),
         parity=(outputs,) if limit is not None or outputs.verdict == "fail" else (),
-        gates=gate_checks(source, artifact, answers, Timing(latency, place)),
+        gates=_gates(job, artifact, answers, Timing(latency, place, taking_turns(runtime, golden, artifact))),
     )
+
+
+def _gates(job: Job, artifact: Artifact, answers: Evaluation, timing: Timing) -> tuple[Check, ...]:
+    return () if job.held is None else gate_checks(job.source, artifact, answers, job.held, timing)

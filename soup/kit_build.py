@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from soup.manifest import FILE_NAME
 from soup.precision_audit import audit_check, engine_audit
 from soup.proof import Artifact, Findings, built_check, built_proof
 from soup.release_facts import Candidate, ReleaseFacts, recipe_of
+from soup.time_gates import ratio_of_latencies, speedup_gate
 
 ENGINE, LAYERS, TIMING_CACHE = "model.engine", "model.layers.json", "timing.cache"
 _LOWER = {"fp16": ("Half",), "int8": ("Int8",)}  # TensorRT's names of the types, one of which must be there
@@ -131,8 +133,29 @@ def _proved(job: Job, one: Tried) -> Tried:
     if not ran:
         built = built_proof(ENGINE, build)
         findings.verified.append(replace(built, proved=(*built.proved, "not run")))
+    findings.checks += _speedup(job, one, findings, ran=ran)
     attempt = _attempt(job, candidate, findings)
     return replace(one, attempt=attempt, engine=engine)
+
+
+def _speedup(job: Job, one: Tried, findings: Findings, *, ran: bool) -> tuple[Check, ...]:
+    """`gates.int8_speedup`: the packed FP16 graph as an engine beside the INT8 one, built for its time alone."""
+    gate = job.facts.gates.int8_speedup
+    if gate is None or one.candidate.precision != "int8":
+        return ()
+    subject = Subject(ENGINE, "FP16 → INT8")
+    packed = (other for other in recipe_of(job.facts).candidates if other.precision == "fp16")
+    other, beside = next(packed, None), Findings()
+    if not ran or other is None:
+        return (speedup_gate(None, subject, minimum=gate.min),)
+    folder = job.stage / "fp16-beside-int8"
+    folder.mkdir()
+    built = _build(job, other, folder)
+    engine = Artifact(ENGINE, "engine", built.sha256, recipe_of(job.facts).batch, other.tolerance, "fp16")
+    prove_on_golden(folder, engine, job.by, beside, references=())
+    shutil.rmtree(folder)
+    ratio = ratio_of_latencies(beside.latency[ENGINE], findings.latency[ENGINE])
+    return (speedup_gate(ratio, subject, minimum=gate.min),)
 
 
 def _build(job: Job, candidate: Candidate, folder: Path) -> EngineBuild:

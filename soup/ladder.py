@@ -13,12 +13,12 @@ from exporters.audit import audit_onnx, share
 from exporters.precision import Precision
 from exporters.runtimes import Arrays, OnnxRuntime
 from soup.attempts import Attempt, Raised
-from soup.engine_stage import Engine, make_engine
+from soup.engine_stage import Engine, make_engine, speedup_check
 from soup.evaluate import evaluate, value_on
-from soup.export_gates import accuracy_checks
+from soup.export_gates import answer_gates
 from soup.export_proof import Job, Proved, prove_file
 from soup.files import finite, sha256_bytes, write_file
-from soup.gates import Check, Exit, Subject, exit_code
+from soup.gates import ACCURACY_KINDS, Check, Exit, Subject, exit_code
 from soup.pipeline import EVALUATION_BATCH
 from soup.precision_audit import audit_check
 from soup.proof import Artifact, fed
@@ -78,10 +78,19 @@ def _tried(job: Job, forge: Forge, reference: Proved, precision: Precision, *, b
     if behind:
         waits = "passes, and waits behind the one that ships"
         return Rung(replace(attempt, outcome="fallback", reason=waits), graph, None)
-    rung = Rung(attempt, graph, make_engine(job, graph) if job.options.trt else None)
+    rung = Rung(attempt, graph, _engine(job, forge, graph) if job.options.trt else None)
     if _may_ship(job, rung.checks):
         return rung
     return replace(rung, attempt=replace(attempt, outcome="failed", reason=_why(job, rung.checks)))
+
+
+def _engine(job: Job, forge: Forge, graph: Proved) -> Engine:
+    """The engine of a graph, and for INT8 whether it pays beside FP16."""
+    engine = make_engine(job, graph)
+    if graph.artifact.precision != "int8":
+        return engine
+    check = speedup_check(job, engine, lambda: forge.make("fp16").graph)
+    return engine if check is None else replace(engine, checks=(*engine.checks, check))
 
 
 def _graph(job: Job, forge: Forge, reference: Proved, precision: Precision) -> tuple[Proved, Attempt]:
@@ -126,7 +135,7 @@ def _proved(job: Job, reference: Proved, variant: Variant) -> tuple[Proved, Chec
 
 def _loses(job: Job, graph: Proved) -> bool:
     """Whether it is accuracy that the gates fail it for: a slow graph gets no faster by computing higher."""
-    return any(check.kind == "accuracy" and check.verdict != "pass" for check in graph.gates)
+    return any(check.kind in ACCURACY_KINDS and check.verdict != "pass" for check in graph.gates)
 
 
 def _raised(job: Job, forge: Forge, reference: Proved, variant: Variant) -> Raised:
@@ -173,7 +182,8 @@ def _judged(job: Job, reference: Proved, precision: Precision, graph: bytes) -> 
     artifact = replace(reference.artifact, precision=precision)
     with OnnxRuntime(graph, where="a trial graph", batch=artifact.batch) as runtime:
         answers = evaluate(fed(runtime), source.val, source.metric, batch=EVALUATION_BATCH, keep_outputs=True)
-    checks = accuracy_checks(source, artifact, answers, where=None)
+    assert job.held is not None
+    checks = answer_gates(source, artifact, answers, job.held, where=None)
     verdict = "pass" if _may_ship(job, checks) else next(one.verdict for one in checks if one.verdict != "pass")
     drop = value_of(reference.answers) - value_of(answers)
     return Judged(verdict, drop if source.metric.higher_is_better else -drop)

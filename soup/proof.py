@@ -203,7 +203,7 @@ def latency_checks(latency: Latency, subject: Subject, *, rule: LatencyRule, act
     }
     return tuple(
         latency_gate(
-            Quantile(percent, *measured[percent], latency.samples), subject,
+            Quantile(percent, *measured[percent], latency.samples, latency.throttled), subject,
             limit_ms=limit, wanted=rule.wanted, actual=actual,
         )
         for percent, limit in rule.limits_ms.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
@@ -83,10 +84,11 @@ class EngineRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """The release that this one follows."""
+    """What this release was held against: an earlier release by its digest, or a file by its SHA-256."""
 
     digest: str
-    soup_version: str
+    soup_version: str | None = None
+    kind: Literal["release", "onnx", "metrics"] = "release"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from soup.build_folder import Hop
 from soup.build_report import hop_row
 from soup.build_tables import difference_text
 from soup.files import readable_json, sha256_file
-from soup.gates import Check, Exit, Verdict
+from soup.gates import ACCURACY_KINDS, Check, Exit, Verdict
 from soup.junit import junit
 from soup.precision_tables import lost_sentence, precision_section
 from soup.proof import Findings, Proof
@@ -59,6 +59,7 @@ class ReportRecord:
     notes: tuple[str, ...]
     precision: tuple[Attempt, ...] = ()
     cost: Pair | None = None  # the soup's time over the best single's
+    metric: str | None = None
 
 
 def write_reports(folder: Path, heading: Heading, findings: Findings) -> None:
@@ -99,7 +100,7 @@ def _record(heading: Heading, findings: Findings) -> ReportRecord:
     return ReportRecord(
         SCHEMA_VERSION, heading.created, int(heading.exit_code), tuple(findings.checks), tuple(findings.hops),
         findings.values, findings.latency, tuple(findings.verified), tuple(findings.notes), tuple(findings.attempts),
-        findings.cost,
+        findings.cost, heading.metric.name if heading.metric else None,
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def _where(findings: Findings, artifact: str) -> str:
 
 
 def _accuracy_verdict(findings: Findings) -> Verdict:
-    verdicts = [check.verdict for check in findings.checks if check.kind == "accuracy"]
+    verdicts = [check.verdict for check in findings.checks if check.kind in ACCURACY_KINDS]
     order: tuple[Verdict, ...] = ("fail", "inconclusive")
     return next((verdict for verdict in order if verdict in verdicts), "pass")
 

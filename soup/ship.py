@@ -15,16 +15,19 @@ from exporters.parity import FP32_TOLERANCE
 from exporters.runtimes import OnnxRuntime
 from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
 from soup import Progress, SoupError
+from soup.baseline import Baseline, open_baseline
 from soup.build_folder import RECIPE, read_build
 from soup.calibration_images import calibration_images, keep_ranges, known_ranges
 from soup.companion_files import companions
+from soup.contract import Interface
+from soup.export_gates import hold, interface_check
 from soup.export_proof import Before, Job, Options, Proved, answers_of, prove_file, step
 from soup.export_source import Source, exported_config, open_build
 from soup.files import canonical_json, sha256_file, staged_folder, write_file
 from soup.gates import Exit, Subject, exit_code, require_gates
 from soup.golden import GOLDEN, Golden, write_golden
 from soup.ladder import Rung, climb, shipped_graph
-from soup.manifest import read_manifest, seal, strangers
+from soup.manifest import seal, strangers
 from soup.proof import Artifact, Findings, outputs_check, place_of
 from soup.release_facts import Previous, as_json
 from soup.release_report import Heading, write_reports
@@ -55,26 +58,25 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
     """
     _refuse_idle(options)
     claim_release(out)
-    previous = _previous(options.baseline)
+    baseline = open_baseline(options.baseline) if options.baseline else None
     built = read_build(folder)
     with staged_folder(out) as stage:  # now, so that a folder that cannot be written is told before the work
         plan = plan_for(exported_config(built, overrides), engine=options.trt)
         source = open_build(built, overrides, progress=progress)
         findings = Findings(list(built.record.hops), list(built.record.checks))
         start = Job(source, stage, findings, options, plan, progress)
-        job, reference, exported = _onnx(start)
+        job, reference, exported = _onnx(start, baseline)
         forge = _forge(job)
         rungs = climb(job, forge, reference, wanted=plan.precisions)
         ships = _settle(job, reference, rungs)
         artifacts = _artifacts(job, reference, rungs, ships)
         keep_ranges(forge.measured, (stage, built.path) if _has_int8(rungs) else (built.path,))
-        _cost(start)
         companions(job, shipped_graph(rungs, reference), reference, (exported.inputs, exported.outputs))
         write_golden(stage / GOLDEN, _golden(source, reference, rungs, artifacts))
         findings.checks += require_gates(source.config.gates.require, findings.done)
         code = exit_code(findings.checks, allow_inconclusive=options.allow_inconclusive)
         findings.attempts += [rung.attempt for rung in rungs]
-        facts = release_facts(source, exported, artifacts, findings, code=code, previous=previous, plan=plan)
+        facts = release_facts(source, exported, artifacts, findings, code=code, previous=_previous(baseline), plan=plan)
         if read_build(folder).record != built.record:
             raise SoupError(f"{folder}: was built anew meanwhile. Export again.")
         heading = Heading("Release report", facts.created, code, facts.recipe_sha256, source.metric, "val")
@@ -85,20 +87,22 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
     return ExportResult(out, digest, sizes, source.metric.unit, findings, code)
 
 
-def _onnx(job: Job) -> tuple[Job, Proved, OnnxExport]:
+def _onnx(job: Job, baseline: Baseline | None) -> tuple[Job, Proved, OnnxExport]:
     """model.onnx, the FP32 graph that all else starts from, proved step by step: exported, simplified, fed frames.
 
-    The job that it gives back feeds what the graph takes.
+    The job that it gives back feeds what the graph takes, and knows what the gates compare with.
     """
     job.progress("exporting to ONNX", 0, 0)
     exported = _export_onnx(job)
     job.findings.notes += [job.unlocated(note) for note in exported.notes]
+    _cost(job)
     before, label = Before(job.source.built.record.winner.label, job.source.answers["val"]), "ONNX"
     if exported.plain is not None:
         before, label = _trial_hop(job, exported.plain, before, label), "simplified"
     if job.source.config.export.preprocess == "in_graph":
         before, label = _trial_hop(job, (job.stage / ONNX).read_bytes(), before, label), "frames"
         job, exported = _framed(job, exported)
+    job = _held(job, exported, baseline)
     artifact = Artifact(ONNX, "onnx", exported.sha256, job.source.batch)
     reference = prove_file(job, artifact, before, limit=FP32_TOLERANCE, label=label)
     audits = audit_onnx((job.stage / ONNX).read_bytes(), asked="fp32", kept=(), where=ONNX)
@@ -107,6 +111,14 @@ def _onnx(job: Job) -> tuple[Job, Proved, OnnxExport]:
     job.findings.checks += reference.parity
     job.findings.done["onnx"] = "done"
     return job, reference, exported
+
+
+def _held(job: Job, exported: OnnxExport, baseline: Baseline | None) -> Job:
+    source, preprocess = job.source, job.source.config.preprocess
+    told = preprocess.model_dump(mode="json") if preprocess else {}
+    now = Interface(exported.inputs, exported.outputs, source.val.class_names, told)
+    job.findings.checks += interface_check(baseline, now)
+    return replace(job, held=hold(source, baseline, now, cost=job.findings.cost, progress=job.progress))
 
 
 def _framed(job: Job, exported: OnnxExport) -> tuple[Job, OnnxExport]:
@@ -239,9 +251,6 @@ def _golden(source: Source, reference: Proved, rungs: Sequence[Rung], artifacts:
     )
 
 
-def _previous(baseline: Path | None) -> Previous | None:
-    """The release that this one follows, by digest."""
-    if baseline is None:
-        return None
-    manifest = read_manifest(baseline)
-    return Previous(manifest.self_sha256, manifest.soup_version)
+def _previous(baseline: Baseline | None) -> Previous | None:
+    """What this release was held against, by digest."""
+    return None if baseline is None else Previous(baseline.digest, baseline.soup_version, baseline.kind)

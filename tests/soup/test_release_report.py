@@ -77,7 +77,7 @@ def test_report_json_holds_every_figure(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_bytes())
     assert report.keys() == {
         "schema_version", "created", "exit_code", "checks", "hops", "values", "latency", "verified", "notes",
-        "precision", "cost",
+        "precision", "cost", "metric",
     }  # fmt: skip
     assert report["values"] == {"model.onnx": 0.91, "broken.onnx": None}
     assert report["hops"][0]["outputs"] == [{"name": "output", "max_abs": 3.0, "mean_abs": 1.0, "cosine": 0.8}]
