@@ -47,11 +47,13 @@ def provider_named(name: str) -> Provider:
     raise SoupError(f"--provider: '{name}' is not known, expected one of {', '.join(get_args(Provider))}.")
 
 
-def trtexec_command(line: str) -> tuple[str, ...]:
+def trtexec_command(line: str, *, model: Path) -> tuple[str, ...]:
     """A shell line as `run_trtexec` takes it, comments left out; a bare `trtexec` is looked for where NVIDIA puts it.
 
-    Raises SoupError for a line that no shell would take, and (environment) where the tool is not found.
+    "auto" is the line that the release of `model` has for it. Raises SoupError for a line that no shell would take, and (environment) where the tool is not found.
     """
+    if line == "auto":
+        line = _packed_line(model if model.is_dir() else model.parent)
     try:
         words = shlex.split(line, comments=True)
     except ValueError as error:
@@ -65,3 +67,14 @@ def trtexec_command(line: str) -> tuple[str, ...]:
             kind="environment",
         )
     return (str(tool), *words[1:])
+
+
+def _packed_line(release: Path) -> str:
+    """The last line of companions/trtexec.sh, its files named from anywhere."""
+    path = release / "companions" / "trtexec.sh"
+    try:
+        line = path.read_text(encoding="utf-8").strip().splitlines()[-1]
+    except (OSError, IndexError) as error:
+        message = f"{path}: cannot be read, expected the line of a release with an engine or a target."
+        raise SoupError(f"{message} Give --trtexec the whole line.") from error
+    return line.replace("=../", f"={shlex.quote(str(release.resolve()))}/")

@@ -163,7 +163,7 @@ def bench(
         bool, typer.Option("--transfers/--no-transfers", help="Count the copies to the device and back.")
     ] = True,
     trtexec: Annotated[
-        str, typer.Option("--trtexec", metavar="LINE", help="Run this trtexec line too; its figure stands beside.")
+        str, typer.Option("--trtexec", metavar="LINE", help="Run this trtexec line too, or auto: the release's own.")
     ] = "",
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write table, picture and JSON here.")] = None,
     json: Json = False,
@@ -188,7 +188,7 @@ def bench(
             provider=provider_named(provider),
             cuda_graph=cuda_graph,
             transfers=transfers,
-            trtexec=trtexec_command(trtexec) if trtexec else (),
+            trtexec=trtexec_command(trtexec, model=model) if trtexec else (),
             out=out,
         )
         result = run(model, batch=batch, options=options, progress=progress)

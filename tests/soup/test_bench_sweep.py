@@ -277,8 +277,19 @@ def test_a_trtexec_that_is_not_here_is_the_environment(monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("soup.bench_options.find_trtexec", lambda: None)
     with pytest.raises(SoupError, match="--trtexec: not found on PATH") as caught:
-        trtexec_command("trtexec --onnx=m.onnx")
+        trtexec_command("trtexec --onnx=m.onnx", model=Path("m.onnx"))
     assert caught.value.kind == "environment"
     with pytest.raises(SoupError, match="is no command line: No closing quotation"):
-        trtexec_command("trtexec '--onnx")
-    assert trtexec_command("/opt/trtexec --fp16 # here") == ("/opt/trtexec", "--fp16")
+        trtexec_command("trtexec '--onnx", model=Path("m.onnx"))
+    assert trtexec_command("/opt/trtexec --fp16 # here", model=Path("m.onnx")) == ("/opt/trtexec", "--fp16")
+
+
+def test_auto_is_the_line_that_the_release_has_for_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a release"
+    (folder / "companions").mkdir(parents=True)
+    with pytest.raises(SoupError, match=r"trtexec\.sh: cannot be read"):
+        trtexec_command("auto", model=folder)
+    (folder / "companions/trtexec.sh").write_text("#!/bin/sh\ncd x\n/opt/trtexec --onnx=../model.fp16.onnx --fp16\n")
+    for model in (folder, folder / "model.onnx"):
+        found = trtexec_command("auto", model=model)
+        assert found == ("/opt/trtexec", f"--onnx={folder.resolve()}/model.fp16.onnx", "--fp16")
