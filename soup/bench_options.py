@@ -50,7 +50,8 @@ def provider_named(name: str) -> Provider:
 def trtexec_command(line: str, *, model: Path) -> tuple[str, ...]:
     """A shell line as `run_trtexec` takes it, comments left out; a bare `trtexec` is looked for where NVIDIA puts it.
 
-    "auto" is the line that the release of `model` has for it. Raises SoupError for a line that no shell would take, and (environment) where the tool is not found.
+    "auto" is the line that the release of `model` has for it. Raises SoupError for a line that no shell would take, and
+    (environment) where the tool is not found.
     """
     if line == "auto":
         line = _packed_line(model if model.is_dir() else model.parent)
