@@ -22,7 +22,7 @@ torchvision: .venv/installed ## the same for two of torchvision's networks (abou
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/torchvision/run.sh
 
 test: .venv/installed ## the whole test suite (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
 
 gpu: .venv/installed ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

@@ -156,7 +156,7 @@ def test_a_prepare_that_changes_what_the_model_answers_fails_its_hop(copied: Pat
     """Correctness 40: the release is written, and its check names the hop."""
     (copied / "prepare.py").write_text(WRAPPED.format("return 2 * self.model(x) + 1"))
     stdout = accepted(copied, "export", *PREPARE, code=1)
-    assert "fail         model.onnx, " in stdout
+    assert "fail         graph (ONNX), soup → ONNX: " in stdout
     assert "exit 1: a check failed" in stdout
 
 
@@ -165,7 +165,7 @@ def test_a_prepare_that_changes_what_the_model_answers_fails_its_hop(copied: Pat
     [
         (
             ["--set", "metric=top5"],
-            "--set metric=top5: the build has fixed it; only gates, export, release may differ.",
+            "--set metric=top5: the build has fixed it; only gates, export, quantization, release may differ.",
         ),
         (["--set", "export.foo=1"], "--set export.foo=1: export.foo: unknown key. Known here: "),
         (["--set", "export.opset=99"], "--set export.opset=99: export.opset: expected 24 or less, got 99."),
@@ -178,9 +178,9 @@ def test_a_prepare_that_changes_what_the_model_answers_fails_its_hop(copied: Pat
             "--compute-capability: only for an engine, which was not asked for. Add --trt.",
         ),
         (["--workspace-mb", "64"], "--workspace-mb: only for an engine, which was not asked for. Add --trt."),
-        (["--trt", "--compute-capability", "new"], "compute capabilities: 'new', expected the form 8.6."),
-        (["--baseline", "none"], "none/manifest.json: not found, expected a release's manifest."),
-        (["--baseline", "models.py"], "models.py/manifest.json: not found, expected a release's manifest."),
+        (["--trt", "--compute-capability", "new"], "engine settings: compute capabilities 'new', expected"),
+        (["--baseline", "none"], "none: cannot be read: No such file or directory, expected a release folder,"),
+        (["--baseline", "models.py"], "models.py: not an ONNX file ("),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(
