@@ -12,7 +12,7 @@ from exporters import ExportError
 from exporters.audit import audit_onnx, share
 from exporters.precision import Precision
 from exporters.runtimes import Arrays, OnnxRuntime
-from soup.attempts import Attempt, Raised
+from soup.attempts import Attempt, Raised, Step
 from soup.engine_stage import Engine, make_engine, speedup_check
 from soup.evaluate import evaluate, value_on
 from soup.export_gates import answer_gates
@@ -111,7 +111,9 @@ def _graph(job: Job, forge: Forge, reference: Proved, precision: Precision) -> t
     graph, audit, part = _proved(job, reference, variant)
     budget = job.source.config.quantization.budget
     if budget and not _may_ship(job, graph.gates) and _may_ship(job, reference.gates) and _loses(job, graph):
+        before = _step(job, reference, graph, part)
         raised = _raised(job, forge, reference, variant)
+        raised = replace(raised, steps=(before, *raised.steps))
         if raised.passed:
             variant = forge.make(precision, keep=raised.layers)
             graph, audit, part = _proved(job, reference, variant)
@@ -131,6 +133,14 @@ def _proved(job: Job, reference: Proved, variant: Variant) -> tuple[Proved, Chec
     audits = audit_onnx(variant.graph, asked=variant.precision, kept=tuple(variant.kept), where=file)
     audit = audit_check(audits, Subject(file, graph.hop.name), asked=variant.precision)
     return replace(graph, audits=audits), audit, share(audits, variant.precision)
+
+
+def _step(job: Job, reference: Proved, graph: Proved, part: float) -> Step:
+    """The graph that failed, as the first of the sets that were judged: none is raised yet."""
+    drop = value_of(reference.answers) - value_of(graph.answers)
+    drop = drop if job.source.metric.higher_is_better else -drop
+    verdict = next(one.verdict for one in graph.gates if one.kind in ACCURACY_KINDS and one.verdict != "pass")
+    return Step(0, part, finite(drop), verdict, len(job.source.val))
 
 
 def _loses(job: Job, graph: Proved) -> bool:

@@ -67,13 +67,15 @@ def _waterfall(hops: Sequence[Hop], *, unit: str) -> Figure:
 
 
 def _precision(attempt: Attempt, raised: Raised, *, unit: str) -> Figure:
-    """Left: loss against share; right: what each layer costs."""
+    """Left: loss against share; right: what each layer costs, where the budget has measured any."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.4, 4.3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _draw_steps(left, attempt, raised, unit=unit)
-    _draw_layers(right, raised, unit=unit)
+    measured = any(one.alone is not None for one in raised.sensitivities)
+    figure = Figure(figsize=(9.4 if measured else 4.7, 4.3), layout="constrained")
+    axes = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
+    _draw_steps(axes[0], attempt, raised, unit=unit)
+    if measured:
+        _draw_layers(axes[1], raised, unit=unit)
     return figure
 
 
