@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import get_args
 from exporters.ort_session import Provider
 from exporters.trtexec import find_trtexec
 from soup import SoupError
+
+_PER_CORE = 8  # threads, beyond which a sweep tells nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,14 @@ def numbers(text: str, *, option: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise SoupError(f"{option}: '{text}' is no list of numbers, expected some of at least 1, as 1,2,4.")
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def thread_numbers(text: str) -> tuple[int, ...]:
+    """As `numbers`, for threads. Raises SoupError for more than a machine could use: each would be started."""
+    found, most = numbers(text, option="--threads"), _PER_CORE * (os.cpu_count() or 1)
+    if found and max(found) > most:
+        raise SoupError(f"--threads: {max(found)} threads, expected at most {most} on this machine. Give fewer.")
+    return found
 
 
 def provider_named(name: str) -> Provider:

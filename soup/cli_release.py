@@ -178,11 +178,11 @@ def bench(
 
     def work(progress: Progress) -> tuple[object, int]:
         from soup.bench import bench as run
-        from soup.bench_options import BenchOptions, numbers, provider_named, trtexec_command
+        from soup.bench_options import BenchOptions, numbers, provider_named, thread_numbers, trtexec_command
 
         options = BenchOptions(
             batches=numbers(batches, option="--batches"),
-            threads=numbers(threads, option="--threads"),
+            threads=thread_numbers(threads),
             paced_hz=paced,
             against=against,
             provider=provider_named(provider),

@@ -23,7 +23,7 @@ from exporters.pacing import Timing, UntilStable
 from soup import SoupError, bench_picture, proof
 from soup import bench as bench_module
 from soup.bench import bench
-from soup.bench_options import BenchOptions, numbers, trtexec_command
+from soup.bench_options import BenchOptions, numbers, thread_numbers, trtexec_command
 from soup.bench_picture import BenchRow, bench_cells, bench_lines, bench_markdown, bench_svg
 from soup.cli import app
 from soup.gates import Exit
@@ -293,3 +293,9 @@ def test_auto_is_the_line_that_the_release_has_for_it(tmp_path: Path) -> None:
     for model in (folder, folder / "model.onnx"):
         found = trtexec_command("auto", model=model)
         assert found == ("/opt/trtexec", f"--onnx={folder.resolve()}/model.fp16.onnx", "--fp16")
+
+
+def test_more_threads_than_a_machine_could_use_are_refused_before_one_is_started() -> None:
+    assert thread_numbers("1,2") == (1, 2)
+    with pytest.raises(SoupError, match=r"--threads: 99999 threads, expected at most \d+"):
+        thread_numbers("1,99999")
