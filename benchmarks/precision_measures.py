@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,23 @@ import numpy as np
 from benchmarks import precision_variants as variants
 from benchmarks.precision_networks import LARGEST_BATCH, Subject
 from benchmarks.precision_variants import METHODS, THEIRS
+from exporters.audit import audit_onnx, share
 from exporters.layers import compute_layers
 from exporters.onnx_to_tensorrt import find_builder, onnx_to_tensorrt
-from soup.attempts import Raised
 from soup.doctor import versions
 from soup.files import canonical_json, sha256_bytes, write_file
+from soup.precision_audit import engine_audit
 from soup.statistics import paired_difference
 
 ROOT = Path(__file__).parents[1]
-TIMED = ("calib/*.py", "exporters/*int8*.py", "exporters/tapp*.py", "exporters/taps.py", "soup/variants.py")
+RAISED = ("exporters/*int8*.py", "soup/sensitivity.py", "benchmarks/precision_variants.py")
+TIMED = (
+    "calib/*.py",
+    "exporters/*int8*.py",
+    "exporters/tapp*.py",
+    "exporters/taps.py",
+    "benchmarks/precision_variants.py",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class Bench:
         """Of a graph on all images of a split."""
         inputs = self.subject.splits[split][0]
         name = sha256_bytes(
-            f"{sha256_bytes(graph)} {sha256_bytes(inputs.tobytes())} {_version('onnxruntime')}".encode()
+            f"{sha256_bytes(graph)} {sha256_bytes(inputs.tobytes())} {_versions()['onnxruntime']}".encode()
         )
         path = self.kept / f"{name[:32]}.npy"
         if not path.exists():
@@ -102,31 +110,36 @@ def network_row(bench: Bench) -> dict[str, Any]:
 def accuracy_rows(bench: Bench) -> Iterator[dict[str, Any]]:
     """Each graph on the test images."""
     for maker, label, graph in graphs(bench):
-        share = variants.share(graph, where=label) if "INT8" in label else None
-        yield {"by": maker, "graph": label, "share": share, "size_bytes": len(graph), **bench.compared(graph, "test")}
+        part = variants.share(graph, where=label) if "INT8" in label else None
+        yield {"by": maker, "graph": label, "share": part, "size_bytes": len(graph), **bench.compared(graph, "test")}
 
 
-def raised(bench: Bench, method: variants.Method) -> tuple[bytes, dict[str, Any]]:
+def raised(bench: Bench, method: variants.Method, *, allowed: float) -> tuple[bytes, dict[str, Any]]:
     """INT8 as it may ship: as it is where it passes on val, else with the layers that the pass keeps in FP32."""
-    subject, before = bench.subject, bench.logits(bench.subject.graph, "val")
     made = bench.forges[method]
-    graph = made.make("int8").graph
-    plain, on_test = (bench.compared(graph, split)["points"] for split in ("val", "test"))
-    found: Raised | None = None
-    started = time.perf_counter()
-    if not -plain <= variants.ALLOWED_POINTS:
-        found = variants.raised(subject, made, before)
-        graph = made.make("int8", keep=found.layers).graph
-    seconds = time.perf_counter() - started
+    plain = made.make("int8").graph
+    before, on_test = (bench.compared(plain, split)["points"] for split in ("val", "test"))
+    found = {"passed": True, "layers": [], "evaluations": 1, "seconds": 0.0}
+    if not -before <= allowed:
+        key = {"table": made.table().sha256, "allowed": allowed, "code": sources(RAISED), **_versions()}
+        path = bench.kept / f"{bench.subject.name}-{method}-{allowed}.json"
+        [found] = remembered(path, key, lambda: [_pass(bench, method, allowed=allowed)])
+    graph = made.make("int8", keep=found["layers"]).graph
     row = {
-        "method": method, "val_points": plain, "before_points": on_test,
-        "layers": list(found.layers) if found else [],
-        "evaluations": found.evaluations if found else 1, "seconds": seconds if found else None,
-        "passed": found is None or found.passed, "val_points_after": bench.compared(graph, "val")["points"],
-        "share": variants.share(graph, where=subject.name), "raised": asdict(found) if found else None,
+        "method": method, "allowed": allowed, "val_points": before, "before_points": on_test, **found,
+        "val_points_after": bench.compared(graph, "val")["points"],
+        "share": variants.share(graph, where=bench.subject.name),
         **{f"test_{key}": value for key, value in bench.compared(graph, "test").items()},
     }  # fmt: skip
     return graph, row
+
+
+def _pass(bench: Bench, method: variants.Method, *, allowed: float) -> dict[str, Any]:
+    started, before = time.perf_counter(), bench.logits(bench.subject.graph, "val")
+    found = variants.raised(bench.subject, bench.forges[method], before, allowed=allowed)
+    seconds = time.perf_counter() - started
+    kept = {"passed": found.passed, "layers": list(found.layers), "evaluations": found.evaluations}
+    return {**kept, "seconds": seconds}
 
 
 def time_rows(subject: Subject, *, images: int, repeats: int) -> Iterator[dict[str, Any]]:
@@ -177,7 +190,7 @@ def times(bench: Bench, folder: Path, *, images: int, repeats: int) -> list[dict
     """`time_rows`, or what they were with the same graph, images, libraries and code."""
     key = {
         "graph": sha256_bytes(bench.subject.graph), "images": images, "repeats": repeats, "code": sources(TIMED),
-        "onnxruntime": _version("onnxruntime"), "onnx": _version("onnx"), "numpy": _version("numpy"),
+        **_versions(),
     }  # fmt: skip
     path = folder / f"{bench.subject.name}-times.json"
     return remembered(path, key, lambda: list(time_rows(bench.subject, images=images, repeats=repeats)))
@@ -192,8 +205,16 @@ def engines(bench: Bench, graphs: Mapping[str, bytes], folder: Path, *, repeats:
         key = {"graph": sha256_bytes(graph), "builder": str(builder), "repeats": repeats}
 
         build = functools.partial(median_build, graph, path, repeats=repeats)
-        rows += [{"precision": precision, **row} for row in remembered(path.with_suffix(".json"), key, build)]
+        (row,) = remembered(path.with_suffix(".json"), key, build)
+        rows.append({"precision": precision, **row, "share": engine_share(graph, path, precision.lower())})
     return rows
+
+
+def engine_share(graph: bytes, path: Path, precision: str) -> float:
+    """The part of the multiply-adds that the engine computes in the precision, by the builder's own record."""
+    asked: Any = precision
+    audits = audit_onnx(graph, asked=asked, kept=(), where=path.name)
+    return share(engine_audit(path.with_suffix(".layers.json"), audits), asked)
 
 
 def remembered(path: Path, key: Mapping[str, object], make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -215,5 +236,6 @@ def sources(patterns: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def _version(name: str) -> str:
-    return versions().get(name, "none")
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: version for name, version in versions().items() if name in ("onnx", "onnxruntime", "numpy")}
