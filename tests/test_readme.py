@@ -22,7 +22,7 @@ from soup.gates import Exit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-CONSOLE = re.compile(r"(?:<!-- not run: (?P<reason>.+) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL)
+CONSOLE = re.compile(r"(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?```console\n(?P<text>.*?)```", re.DOTALL)
 TREE_LINE = re.compile(r"(?P<indent> *)(?P<name>\S+)  +\S")
 
 

@@ -111,7 +111,7 @@ def test_code_that_builds_another_network_is_refused(copy: Path) -> None:
 
 @pytest.mark.parametrize("override", ["model=./models.py:other", "search.methods=[uniform]", "data.val=test.npz"])
 def test_only_gates_export_and_release_may_differ_from_the_build(built: Path, override: str) -> None:
-    with pytest.raises(SoupError, match="the build has fixed it; only gates, export, release may differ"):
+    with pytest.raises(SoupError, match="the build has fixed it; only gates, export, quantization, release may differ"):
         opened(built, override)
 
 

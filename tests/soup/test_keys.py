@@ -35,7 +35,7 @@ def test_what_changes_a_result_is_a_fact(small: Path, option: str, changed: str)
     "option",
     [
         "search={methods: [pruned], min_gain: 0.1, confidence: 0.9, early_stop: false}", "gates={gain: {min: 1}}",
-        "export={batch: 8}", "release.golden.count=1", "quantization.samples=1", "data.cache={max_gb: 1}",
+        "export={batch: 8}", "release.golden.count=1", "quantization.samples=100", "data.cache={max_gb: 1}",
         "explain.line=0", "data.max_overlap=1", "checkpoints.files=[runs/epoch-3.pt]", "data.test=null",
     ],
 )  # fmt: skip

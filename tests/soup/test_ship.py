@@ -290,8 +290,10 @@ def test_on_a_gpu_the_very_engine_that_ships_is_run_and_judged(built: Path, tmp_
     assert {proof.artifact for proof in verify(tmp_path / "release").findings.verified} == ran
 
 
-def test_a_baseline_is_named_by_its_digest(released: Path, shipped: Any) -> None:
-    assert shipped.manifest["previous"]["digest"] == read_manifest(released).self_sha256
+def test_a_baseline_is_named_by_its_digest(built: Path, released: Path, tmp_path: Path) -> None:
+    run(built, tmp_path / "release", options=Options(baseline=released))
+    previous = json.loads((tmp_path / "release/manifest.json").read_bytes())["previous"]
+    assert (previous["kind"], previous["digest"]) == ("release", read_manifest(released).self_sha256)
     assert read_manifest(released).facts["previous"] is None
 
 
