@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporters import ExportError
+from exporters.tapped import tapped
 
 if TYPE_CHECKING:
     import onnx
@@ -100,7 +105,36 @@ def _shapes(proto: onnx.ModelProto) -> tuple[dict[str, _Shape], int]:
     graph, batch = inferred(proto, sized=True)
     values = (*graph.input, *graph.output, *graph.value_info)
     constants = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-    return {**{value.name: _shape(value) for value in values}, **constants}, batch
+    shapes = {**{value.name: _shape(value) for value in values}, **constants}
+    wanted = {
+        name for node in proto.graph.node if node.op_type in COMPUTE_OPS for name in (*node.input[:2], *node.output)
+    }
+    unknown = sorted(name for name in wanted if None in shapes.get(name, (None,)))
+    return {**shapes, **(_run_shapes(proto, unknown, graph.input) if unknown else {})}, batch
+
+
+def _run_shapes(proto: onnx.ModelProto, names: list[str], inputs: Iterable[onnx.ValueInfoProto]) -> dict[str, _Shape]:
+    """The shapes that inference does not find, of one run on zeros; none where nothing here can run it.
+
+    torch writes an adaptive pooling as arithmetic on shapes, behind which inference knows nothing any more.
+    """
+    import onnx
+
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    feed = {}
+    for value in inputs:
+        shape = _shape(value)
+        if value.name in weights:
+            continue
+        if None in shape:
+            return {}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feed[value.name] = np.zeros([axis or 1 for axis in shape], dtype)
+    try:
+        (found,) = tapped(proto.SerializeToString(), names, [feed], where="the graph")
+    except ExportError:
+        return {}
+    return {name: array.shape for name, array in found.items() if array.size}  # of zeros, the data may make nothing
 
 
 def _shape(value: onnx.ValueInfoProto) -> _Shape:

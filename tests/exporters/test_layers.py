@@ -96,3 +96,19 @@ def test_the_graph_stays_as_it_is() -> None:
     before = proto.SerializeToString(deterministic=True)
     compute_layers(proto)
     assert proto.SerializeToString(deterministic=True) == before
+
+
+def test_a_shape_that_inference_does_not_find_is_that_of_a_run() -> None:
+    """As torch writes an adaptive pooling: the target of a Reshape is computed from the shape of a tensor."""
+    nodes = [
+        helper.make_node("Shape", ["input"], ["shape"]),
+        helper.make_node("Cast", ["shape"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["real"], ["target"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["input", "target"], ["same"]),
+        helper.make_node("MatMul", ["same", "weight"], ["output"], name="behind"),
+    ]
+    weight = np.ones((4, 7))
+    [layer] = compute_layers(graph(nodes, weight=weight))
+    [direct] = compute_layers(graph([helper.make_node("MatMul", ["input", "weight"], ["output"])], weight=weight))
+    assert layer.macs is not None
+    assert layer.macs == direct.macs

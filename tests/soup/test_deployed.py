@@ -46,7 +46,7 @@ def test_what_was_scored_is_what_an_export_ships(lowered: tuple[str, Path, Any],
         progress=silent,
     )  # fmt: skip
     val = np.load(folder / "val.npz")
-    images = ((val["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255 - np.float32(0.3)) / np.float32(0.35))
+    images = (val["images"].transpose(0, 3, 1, 2).astype(np.float32) / 255 - np.float32(0.3)) / np.float32(0.35)
     with open_onnx(tmp_path / "release" / f"model.{precision}.onnx") as runtime:
         right = runtime({"input": images})["output"].argmax(1) == val["labels"]
     kept = load_file(folder / "soup-out/evaluations.safetensors")["val/winner/correct"]
@@ -75,6 +75,4 @@ def test_a_second_build_asks_nothing_anew_and_another_precision_asks_all(
 
 def test_int8_without_training_images_is_refused(small: Path, build_at: Build) -> None:
     with pytest.raises(SoupError, match=r"data\.train: not given"):
-        build_at(
-            small, small / "out", "search.precision=int8", "search.bn_policy=averaged", "data.train=null", *FEW
-        )
+        build_at(small, small / "out", "search.precision=int8", "search.bn_policy=averaged", "data.train=null", *FEW)

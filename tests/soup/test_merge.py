@@ -268,9 +268,7 @@ def test_a_release_that_cannot_be_written_is_one_sentence(
         real(path, *rest, **options)
 
     monkeypatch.setattr(os, "mkdir", refused)
-    with pytest.raises(
-        SoupError, match=r"release/device: cannot be written: Permission denied\. Check"
-    ):
+    with pytest.raises(SoupError, match=r"release/device: cannot be written: Permission denied\. Check"):
         merge(copy, [kit])
 
 
