@@ -7,7 +7,7 @@ from __future__ import annotations
 SCRIPT = r"""#!/bin/sh
 # Checks this release on a device without edgesoup: the files' hashes, the engine that trtexec builds here, and what it
 # answers on the golden samples. For @TARGET@ (TensorRT @TENSORRT@).
-# usage: sh check_device.sh [FOLDER]    FOLDER takes the engine and the logs (default: ./soup-device-check)
+# usage: sh check_device.sh [FOLDER]    FOLDER takes engine and logs (default: /tmp/soup-device-check)
 # TRTEXEC=/path/to/trtexec names the tool where it is not found. Exit: 0 passed, 1 failed, 2 usage, 6 missing, 7 build.
 set -u
 LC_ALL=C
@@ -22,7 +22,7 @@ stop() {
 }
 
 [ $# -le 1 ] || stop 2 "expected one folder at most, got $# arguments. Usage: sh check_device.sh [FOLDER]"
-out=${1:-soup-device-check}
+out=${1:-${TMPDIR:-/tmp}/soup-device-check}
 mkdir -p "$out" || stop 2 "$out: cannot be made. Name a folder that can be written to."
 out=$(CDPATH='' cd -- "$out" && pwd) || stop 2 "$out: cannot be entered. Name another folder."
 case ${TRTEXEC:-} in

@@ -27,6 +27,8 @@ from soup.files import readable_json, sha256_file, staged
 from soup.gates import Exit
 from soup.manifest import FILE_NAME, read_manifest
 from soup.proof import TIMED, TIMING, Artifact, time_runtime
+from soup.release import refuse_inside
+from soup.release_facts import facts_of
 
 FILES = ("bench.json", "bench.md", "bench.svg")
 _EXITS = {"pass": Exit.OK, "fail": Exit.LATENCY, "inconclusive": Exit.UNDECIDED, "invalid": Exit.UNDECIDED}
@@ -91,6 +93,8 @@ def bench(
     path = model_file(model)
     other = model_file(options.against) if options.against else None
     if options.out is not None:
+        if (path.parent / FILE_NAME).is_file():
+            refuse_inside(options.out, path.parent)
         claim_folder(options.out, ours=FILES, command="soup bench")
     _refuse_what_an_engine_has_not(path, options)
     found = _Found()
@@ -111,11 +115,18 @@ def bench(
 
 
 def model_file(model: Path) -> Path:
-    """The file itself, or a release's ONNX model."""
-    path = model / "model.onnx" if model.is_dir() else model
+    """The file itself, or the graph that ships of a release."""
+    path = model / _shipped(model) if model.is_dir() else model
     if not path.is_file():
         raise SoupError(f"{path}: not found, expected an .onnx file, an engine, or a release folder.")
     return path
+
+
+def _shipped(release: Path) -> str:
+    if not (release / FILE_NAME).is_file():
+        return "model.onnx"
+    attempts = facts_of(read_manifest(release), where=release).precision
+    return next((one.file for one in attempts if one.outcome == "ships" and one.file), "model.onnx")
 
 
 def is_engine(path: Path) -> bool:

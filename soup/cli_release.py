@@ -24,7 +24,10 @@ def export(
     workspace_mb: Annotated[
         int | None, typer.Option("--workspace-mb", min=1, help="Limit of TensorRT's workspace.")
     ] = None,
-    baseline: Annotated[Path | None, typer.Option("--baseline", help="The release that this one follows.")] = None,
+    baseline: Annotated[
+        Path | None,
+        typer.Option("--baseline", help="Held against: a release, ONNX file or JSON."),
+    ] = None,
     device: Device = None,
     precision: Annotated[
         str, typer.Option("--precision", metavar="LIST", help="In order, as int8,fp16: the first that passes ships.")

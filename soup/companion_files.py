@@ -31,18 +31,22 @@ _BUILT = "/tmp/model.engine"  # what the two lines write: the release is sealed
 _UNNAMED = "rtx-4060"  # whose TensorRT the lines are for where no target is named: tensorrt_rtx builds for all of them
 
 
-def companions(job: Job, artifact: Artifact, reference: Proved, interface: Interface) -> None:
+def companions(job: Job, ships: Proved, interface: Interface) -> None:
     """Write them into the stage where an engine or a device is meant; what cannot be written is a note."""
     target = job.plan.target
     if not job.options.trt and target is None:
         return
+    if job.plan.calibration_cache and ships.artifact.precision == "int8":
+        job.findings.notes.append("no companions: INT8 for this DLA is built from ranges, by soup verify --finish")
+        return
+    artifact = ships.artifact
     made = _files(job, artifact, interface, target=target or target_named(_UNNAMED))
     written = {f"{FOLDER}/{name}": text.encode() for name, text in made.items()}
     if job.plan.built == "trtexec" and target is not None:
         written |= device_check_files(
-            reference.inputs, reference.golden,
-            model=_model(job.source.config, reference.artifact, interface, beside=""),
-            onnx_sha256=reference.artifact.sha256, tolerance=reference.artifact.tolerance, target=target,
+            ships.inputs, ships.golden,
+            model=_model(job.source.config, artifact, interface, beside=""),
+            onnx_sha256=artifact.sha256, tolerance=artifact.tolerance, target=target,
         )  # fmt: skip
     for name, content in written.items():
         (job.stage / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +93,7 @@ def _options(config: Config) -> TrtexecOptions:
     return TrtexecOptions(
         workspace_mb=engine.workspace_mb, optimization_level=engine.optimization_level,
         version_compatible=engine.version_compatible, hardware_compatibility=engine.hardware_compatibility,
-        refit=engine.refit, strip_weights=engine.strip_weights, timing_cache=engine.timing_cache,
+        refit=engine.refit, strip_weights=engine.strip_weights,
         dla_core=engine.dla_core,
     )  # fmt: skip
 

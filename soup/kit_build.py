@@ -14,6 +14,7 @@ from exporters import ExportError
 from exporters.engine_settings import EngineSettings
 from exporters.onnx_to_tensorrt import EngineBuild, find_builder, onnx_to_tensorrt
 from exporters.precision import Precision
+from exporters.targets import target_named
 from exporters.trt_api import uses_timing_cache
 from soup import SoupError
 from soup.attempts import Attempt
@@ -68,6 +69,7 @@ def climb(job: Job) -> tuple[Tried, ...]:
 
     Raises ExportError where no engine could be built at all: environment if nothing here builds any, else build.
     """
+    _refuse_other_target(job)
     tried: list[Tried] = []
     for candidate in recipe_of(job.facts).candidates:
         tried.append(_try(job, candidate))
@@ -76,6 +78,21 @@ def climb(job: Job) -> tuple[Tried, ...]:
     if not any(one.build for one in tried):
         raise _nothing_built(job, tried)
     return tuple(tried)
+
+
+def _refuse_other_target(job: Job) -> None:
+    """An engine that the device named at export could not load is no proof of one that it can."""
+    name, builder = recipe_of(job.facts).target, find_builder()
+    if name is None or builder is None:
+        return
+    target, gpu = target_named(name), builder.gpu
+    here = f"{builder.flavour} {builder.version}" + (f" for compute capability {gpu.compute_capability}" if gpu else "")
+    if target.runtime != builder.flavour or (gpu and gpu.compute_capability != target.compute_capability):
+        raise ExportError(
+            f"{job.release}: is for {name} ({target.runtime} {target.tensorrt}, compute capability "
+            f"{target.compute_capability}), and here is {here}. Finish it on that device, or export without a target.",
+            kind="environment",
+        )
 
 
 def _nothing_built(job: Job, tried: Sequence[Tried]) -> ExportError:

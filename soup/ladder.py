@@ -58,10 +58,10 @@ def climb(job: Job, forge: Forge, reference: Proved, *, wanted: Sequence[Precisi
     return tuple(rungs)
 
 
-def shipped_graph(rungs: Sequence[Rung], reference: Proved) -> Artifact:
+def shipped_graph(rungs: Sequence[Rung], reference: Proved) -> Proved:
     """The graph that ships; the FP32 one where nothing passed."""
     found = (rung.graph for rung in rungs if rung.attempt.outcome == "ships" and rung.graph is not None)
-    return next(found, reference).artifact
+    return next(found, reference)
 
 
 def _tried(job: Job, forge: Forge, reference: Proved, precision: Precision, *, behind: bool) -> Rung:

@@ -73,13 +73,14 @@ class EngineRecipe:
     """What a device needs to build its engine: graphs in the order of preference, the batch, and the settings.
 
     `batch` is the graphs' own, static or (min, opt, max); `profiles` are more than one range to tune for within a
-    dynamic one. `settings` are those of the builder, empty for its defaults.
+    dynamic one. `settings` are those of the builder, empty for its defaults. `target` names the device that it is for.
     """
 
     candidates: tuple[Candidate, ...]
     batch: int | tuple[int, int, int]
     profiles: tuple[tuple[int, int, int], ...] = ()
     settings: Mapping[str, JsonValue] = field(default_factory=dict)
+    target: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

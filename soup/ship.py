@@ -71,7 +71,7 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
         ships = _settle(job, reference, rungs)
         artifacts = _artifacts(job, reference, rungs, ships)
         keep_ranges(forge.measured, (stage, built.path) if _has_int8(rungs) else (built.path,))
-        companions(job, shipped_graph(rungs, reference), reference, (exported.inputs, exported.outputs))
+        companions(job, shipped_graph(rungs, reference), (exported.inputs, exported.outputs))
         write_golden(stage / GOLDEN, _golden(source, reference, rungs, artifacts))
         findings.checks += require_gates(source.config.gates.require, findings.done)
         code = exit_code(findings.checks, allow_inconclusive=options.allow_inconclusive)

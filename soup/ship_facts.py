@@ -66,6 +66,7 @@ def _recipe(
         source.batch,
         tuple((one.min, one.opt, one.max) for one in source.config.export.profiles),
         settings_facts(settings),
+        plan.target.name if plan.target else None,
     )
 
 

@@ -101,7 +101,7 @@ class Release:
         done = subprocess.run(
             [shell, str(self.folder / "check_device.sh"), *arguments],
             cwd=self.work,
-            env={"PATH": path, "FAKE_LOG": str(self.log), **environment},
+            env={"PATH": path, "TMPDIR": str(self.work), "FAKE_LOG": str(self.log), **environment},
             capture_output=True,
             text=True,
             check=False,

@@ -644,3 +644,19 @@ def test_a_device_id_is_a_folder_s_name_whatever_the_device_is_called(name: str)
         return
     assert re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,98}[a-z0-9])?", found)
     assert device_id(found) == found
+
+
+def test_a_release_for_another_device_is_not_finished_here(built: Path, tmp_path: Path) -> None:
+    """An engine that the device named at export could not load would pass for one that it can."""
+    from soup.export_proof import Options
+    from soup.ship import export
+
+    asked = ("export.target=jetson-orin-jp6.2", "export.precision=[fp32]")
+    export(
+        built / "soup-out", tmp_path / "release", overrides=asked, options=Options(trt=True),
+        progress=lambda what, done, total: None,
+    )  # fmt: skip
+    with pytest.raises(ExportError, match=r"is for jetson-orin-jp6\.2 .* Finish it on that device") as caught:
+        finish(tmp_path / "release", tmp_path / "kit")
+    assert caught.value.kind == "environment"
+    assert not (tmp_path / "kit").exists()
