@@ -26,7 +26,7 @@ DATA = Path(__file__).parents[1] / "bench-data" / "precision"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "precision.md"
 LEAST_SHARE, MOST_RATIO = 0.90, 1.5  # of the multiply-adds in INT8; of quantize_static's time
 LIBRARIES = ("torch", "onnx", "onnxruntime", "nvidia-modelopt", "tensorrt-rtx-cu13", "numpy")
-TIMED_IMAGES, REPEATS = 256, 3
+TIMED_IMAGES, REPEATS = 256, 5
 Row = dict[str, Any]
 Result = dict[str, list[Row]]
 
