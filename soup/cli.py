@@ -16,7 +16,7 @@ from soup import Progress, __version__
 from soup.cli_options import Allow, Json, Sets, Val
 from soup.cli_release import bench, export, merge, verify
 from soup.gates import Exit
-from soup.outcome import run_command
+from soup.outcome import interrupt, run_command
 
 app = typer.Typer(
     name="soup",
@@ -179,7 +179,9 @@ def main() -> None:
     # Read when torch loads. Threads that spin while they wait made a build ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A shell's background job ignores SIGINT; SIGTERM must end it all the same.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     sys.excepthook = _bug
     sys.stdout, sys.stderr = sys.stdout or StringIO(), sys.stderr or StringIO()  # None where the shell closed them
     if isinstance(sys.stdout, TextIOWrapper):

@@ -30,8 +30,9 @@ def export(
     ] = None,
     device: Device = None,
     precision: Annotated[
-        str, typer.Option("--precision", metavar="LIST", help="In order, as int8,fp16: the first that passes ships.")
-    ] = "",
+        str | None,
+        typer.Option("--precision", metavar="LIST", help="In order, as int8,fp16: the first to pass ships."),
+    ] = None,
     target: Annotated[
         str | None, typer.Option("--target", help="The device it is for, as jetson-orin-jp6.2 or rtx-4060.")
     ] = None,
@@ -64,8 +65,9 @@ def export(
             allow_inconclusive=allow_inconclusive,
         )
         overrides = [*sets, *(f"gates.{gate}" for gate in gates)]
-        overrides += [f"export.precision=[{precision}]"] if precision else []
-        overrides += [f"export.target={target}"] if target else []
+        overrides += [] if precision is None else [f"export.precision=[{precision}]"]
+        overrides += [] if target is None else [f"export.target={target}" if target else "export.target=''"]
+        overrides += [f"export.engine.workspace_mb={workspace_mb}"] if trt and workspace_mb else []
         result = run(folder, out or folder / "release", overrides=overrides, options=options, progress=progress)
         return result, result.exit_code
 

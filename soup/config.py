@@ -86,6 +86,8 @@ class Config(Section):
                 "BatchNorm is recalibrated on data.train, which is not given. "
                 "Give it, or set search.bn_policy: averaged (also for a model without BatchNorm)"
             )
+        if search.precision == "int8" and data and data.train is None:
+            raise ValueError("INT8 ranges are measured on data.train, which is not given. Give it, or score in fp16")
         checkpoints = info.data.get("checkpoints")
         needing = sorted({"wise_ft", "model_stock"} & set(search.methods))
         if needing and checkpoints and checkpoints.base is None:

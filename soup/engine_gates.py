@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporters.onnx_to_tensorrt import EngineBuild
 from soup.gate_sections import Gates
-from soup.gates import Check, Subject
+from soup.gates import Check, Kind, Subject
 from soup.size_gates import dla_gate, memory_gate, size_gate
 
 
@@ -21,3 +21,13 @@ def build_gates(build: EngineBuild, gates: Gates, subject: Subject) -> tuple[Che
     if gates.dla_share is not None:
         checks.append(dla_gate(build.dla_share, subject, minimum=gates.dla_share.min))
     return tuple(checks)
+
+
+def open_gates(gates: Gates) -> tuple[Check, ...]:
+    """The gates on an engine that are set where none was built: pending, so that none of them is forgotten."""
+    asked: tuple[tuple[Kind, object], ...] = (
+        ("size", gates.engine_size), ("memory", gates.memory), ("dla", gates.dla_share),
+        ("speedup", gates.int8_speedup),
+    )  # fmt: skip
+    message = "set in gates, and no engine was built here to judge"
+    return tuple(Check("engine", "gate", kind, "pending", message) for kind, gate in asked if gate is not None)

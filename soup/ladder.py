@@ -18,7 +18,7 @@ from soup.evaluate import evaluate, value_on
 from soup.export_gates import answer_gates
 from soup.export_proof import Job, Proved, prove_file
 from soup.files import finite, sha256_bytes, write_file
-from soup.gates import ACCURACY_KINDS, Check, Exit, Subject, exit_code
+from soup.gates import ACCURACY_KINDS, Check, Exit, Kind, Subject, exit_code
 from soup.pipeline import EVALUATION_BATCH
 from soup.precision_audit import audit_check
 from soup.proof import Artifact, fed
@@ -71,7 +71,8 @@ def _tried(job: Job, forge: Forge, reference: Proved, precision: Precision, *, b
         if error.kind == "input":
             raise
         message = job.unlocated(str(error))
-        check = Check(_file(precision), f"ONNX → {precision.upper()}", "build", "fail", message)
+        kind: Kind = "require" if error.kind == "environment" else "build"  # 6, or 7
+        check = Check(_file(precision), f"ONNX → {precision.upper()}", kind, "fail", message)
         return Rung(Attempt(precision, None, "failed", message, checks=(check,)), None, None)
     if not _may_ship(job, attempt.checks):
         return Rung(replace(attempt, outcome="failed", reason=_why(job, attempt.checks)), graph, None)
@@ -205,8 +206,8 @@ def _may_ship(job: Job, checks: Sequence[Check]) -> bool:
 
 
 def _why(job: Job, checks: Sequence[Check]) -> str:
-    """The first check that keeps it from shipping, in words."""
-    stopping = next(check for check in checks if not _may_ship(job, [check]))
+    """The first check that fails, else the first that is undecided, in words."""
+    stopping = min((one for one in checks if not _may_ship(job, [one])), key=lambda one: one.verdict != "fail")
     return f"{stopping.name}, {stopping.hop}: {stopping.message}"
 
 

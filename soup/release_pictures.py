@@ -97,18 +97,21 @@ def _draw_steps(axes: Axes, attempt: Attempt, raised: Raised, *, unit: str) -> N
 
 
 def _draw_layers(axes: Axes, raised: Raised, *, unit: str) -> None:
+    """By what a layer alone loses of the metric; where none loses any, by what it moves the outputs."""
     measured = [one for one in raised.sensitivities if one.alone is not None]
-    measured = sorted(measured, key=lambda one: (one.alone or 0.0, one.error or 0.0), reverse=True)[:_MOST_LAYERS]
-    kept, scale = set(raised.layers), _scale(unit)
-    axes.barh(
-        range(len(measured)), [scale * (one.alone or 0.0) for one in measured], height=0.62,
-        color=[_BAD if one.layer in kept else _SOFT for one in measured],
-    )  # fmt: skip
-    axes.set_yticks(range(len(measured)), [_short(one.layer) for one in measured], fontsize=8)
+    by_metric = any(one.alone for one in measured)
+    scale = _scale(unit) if by_metric else 100.0
+    costs = {one.layer: scale * ((one.alone if by_metric else one.error) or 0.0) for one in measured}
+    shown = sorted(costs, key=lambda layer: costs[layer], reverse=True)[:_MOST_LAYERS]
+    colors = [_BAD if layer in raised.layers else _SOFT for layer in shown]
+    axes.barh(range(len(shown)), [costs[layer] for layer in shown], height=0.62, color=colors)
+    axes.set_yticks(range(len(shown)), [_short(layer) for layer in shown], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color=_SOFT, linewidth=0.8)
-    axes.set_title("A layer alone, and what it loses (red: kept higher)")
-    axes.set_xlabel(f"loss on {raised.samples} hard samples{' in points' if unit == '%' else ''}")
+    axes.set_title("A layer alone (red: kept higher)")
+    points = " in points" if unit == "%" else ""
+    loss = f"loss on {raised.samples} hard samples{points}"
+    axes.set_xlabel(loss if by_metric else f"outputs' mean square moved in %, on {raised.samples} hard samples")
 
 
 def _short(name: str, most: int = 28) -> str:

@@ -15,11 +15,12 @@ from exporters.parity import FP32_TOLERANCE
 from exporters.runtimes import OnnxRuntime
 from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
 from soup import Progress, SoupError
-from soup.baseline import Baseline, open_baseline
+from soup.baseline import Baseline, open_baseline, refuse_missing
 from soup.build_folder import RECIPE, read_build
 from soup.calibration_images import calibration_images, keep_ranges, known_ranges
 from soup.companion_files import companions
 from soup.contract import Interface
+from soup.engine_gates import open_gates
 from soup.export_gates import hold, interface_check
 from soup.export_proof import Before, Job, Options, Proved, answers_of, prove_file, step
 from soup.export_source import Source, exported_config, open_build
@@ -61,7 +62,9 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
     baseline = open_baseline(options.baseline) if options.baseline else None
     built = read_build(folder)
     with staged_folder(out) as stage:  # now, so that a folder that cannot be written is told before the work
-        plan = plan_for(exported_config(built, overrides), engine=options.trt)
+        config = exported_config(built, overrides)
+        refuse_missing(config.gates.against_baseline, baseline)
+        plan = plan_for(config, engine=options.trt)
         source = open_build(built, overrides, progress=progress)
         findings = Findings(list(built.record.hops), list(built.record.checks))
         start = Job(source, stage, findings, options, plan, progress)
@@ -95,6 +98,8 @@ def _onnx(job: Job, baseline: Baseline | None) -> tuple[Job, Proved, OnnxExport]
     job.progress("exporting to ONNX", 0, 0)
     exported = _export_onnx(job)
     job.findings.notes += [job.unlocated(note) for note in exported.notes]
+    if (asked := job.source.config.export.opset) > job.plan.opset:
+        job.findings.notes.append(f"opset {job.plan.opset} instead of {asked}: the greatest that the target reads")
     _cost(job)
     before, label = Before(job.source.built.record.winner.label, job.source.answers["val"]), "ONNX"
     if exported.plain is not None:
@@ -162,6 +167,8 @@ def _has_int8(rungs: Sequence[Rung]) -> bool:
 def _settle(job: Job, reference: Proved, rungs: Sequence[Rung]) -> Rung | None:
     """Put into the findings what was found of the precision that ships; where none does, of all that were tried."""
     ships = next((rung for rung in rungs if rung.attempt.outcome == "ships"), None)
+    if not any(rung.engine and rung.engine.artifact for rung in rungs):
+        job.findings.checks += open_gates(job.source.config.gates)
     for rung in [ships] if ships else rungs:
         graph, engine = rung.graph, rung.engine
         if graph is not None and graph is not reference:

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from exporters import ExportError
 from exporters.engine_settings import EngineSettings
 from exporters.gpu import find_gpu
 from exporters.precision import Precision
 from exporters.targets import Asked, Here, Target, built_at, check_target, opset_for, target_named, unfit
+from soup import SoupError
 from soup.config import Config
 
 BuiltAt = Literal["here", "ahead", "device", "trtexec"]
@@ -40,6 +42,11 @@ def plan_for(config: Config, *, engine: bool) -> TargetPlan:
     """Read `export.target` and refuse what it cannot run. Raises ExportError (environment): all problems at once."""
     export = config.export
     precisions: tuple[Precision, ...] = export.precision or (("fp16", "fp32") if engine else ("fp32",))
+    if "int8" in precisions and config.data.train is None:
+        raise SoupError(
+            "data.train: not given, expected real images that are in neither val nor test to measure INT8 ranges on. "
+            "Give it, or leave int8 out of export.precision."
+        )
     if export.target is None:
         return TargetPlan(None, export.opset, precisions, "here")
     target = target_named(export.target)
@@ -51,6 +58,11 @@ def plan_for(config: Config, *, engine: bool) -> TargetPlan:
     check_target(
         target, Asked(opset, precisions, engine=engine, dla=dla, rest=config.quantization.rest, calibration_cache=cache)
     )
+    if dla and (export.engine.dla_core or 0) >= target.dla:
+        raise ExportError(
+            f"{target.name}: has DLA cores 0 to {target.dla - 1}, export.engine.dla_core is {export.engine.dla_core}. "
+            "Choose one of them.", kind="environment",
+        )  # fmt: skip
     gpu = find_gpu()
     here = Here(platform.machine(), gpu.compute_capability if gpu else None)
     return TargetPlan(target, opset, precisions, built_at(target, here=here), cache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -112,17 +112,10 @@ class Forge:
         return self._table
 
     def _all_ranges(self) -> dict[str, tuple[float, float]]:
-        names, pixels = calibration_tensors(self.graph), _pixels(self.graph)
-        inner = [name for name in names if name not in pixels]
-        shown = [name for name in names if name in pixels]
-        return self._measured(inner, self.rules.method) | self._measured(shown, "minmax")
-
-    def _measured(self, names: Sequence[str], method: Method) -> dict[str, tuple[float, float]]:
-        if not names:
-            return {}
+        names = calibration_tensors(self.graph)
         return measure_ranges(
             lambda: tapped(self.graph, names, self._batches(), where=self.where),
-            method=method, percentile=self.rules.percentile,
+            method=self.rules.method, percentile=self.rules.percentile, unclipped=_pixels(self.graph),
         )  # fmt: skip
 
     def _fp16(self, graph: bytes, keep: Collection[str]) -> Variant:
@@ -155,11 +148,17 @@ class Forge:
         return images
 
     def _batches(self, count: int | None = None) -> Iterator[Arrays]:
-        """The first `count` images, a few at once, as the graph takes them."""
+        """The first `count` images, a few at once, as the graph takes them: whole batches where it has a static one.
+
+        The last of those is filled up by images from the beginning, so that none is left out.
+        """
         array, (info,) = self._loaded().array[:count], onnx_facts(self.graph, where=self.where).inputs
-        for start in range(0, len(array), _ROWS):
-            self.progress("measuring activations", start, len(array))
-            yield {info.name: array[start : start + _ROWS].astype(info.dtype, copy=False)}
+        size = info.shape[0] if isinstance(info.shape[0], int) else 1
+        step, total = size * max(1, _ROWS // size), -(-len(array) // size) * size
+        for start in range(0, total, step):
+            self.progress("measuring activations", start, total)
+            rows = np.arange(start, min(start + step, total)) % len(array)
+            yield {info.name: array[rows].astype(info.dtype, copy=False)}
 
     def _loaded(self) -> Images:
         if self._images is None:

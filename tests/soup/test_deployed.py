@@ -74,5 +74,5 @@ def test_a_second_build_asks_nothing_anew_and_another_precision_asks_all(
 
 
 def test_int8_without_training_images_is_refused(small: Path, build_at: Build) -> None:
-    with pytest.raises(SoupError, match=r"data\.train: not given"):
+    with pytest.raises(SoupError, match=r"INT8 ranges are measured on data\.train, which is not given"):
         build_at(small, small / "out", "search.precision=int8", "search.bn_policy=averaged", "data.train=null", *FEW)

@@ -232,3 +232,31 @@ def test_frames_are_normalised_in_the_graph_and_every_hop_says_the_same(built: F
         found = runtime({"input": frames[:50]})["output"]
     np.testing.assert_allclose(found, golden["output.torch.output"][:50], atol=1e-4)
     assert verify(tmp_path / "release").exit_code == Exit.OK
+
+
+@pytest.mark.parametrize("batch", [9, 32])
+def test_every_calibration_image_is_measured_whatever_the_static_batch(
+    built: Folder, tmp_path: Path, batch: int
+) -> None:
+    """The same images in other batches give the same ranges, also where they fill no whole number of them."""
+    asked = ("export.precision=[int8, fp16]", "quantization={samples: 100, method: minmax, budget: 0}")
+    project = Path(shutil.copytree(built, tmp_path / "project"))
+    run(project, tmp_path / "one", *asked)
+    run(project, tmp_path / "many", *asked, f"export.batch={batch}")
+    one, many = (read_ranges(tmp_path / name / "ranges.json") for name in ("one", "many"))
+    assert {name: pytest.approx(ends, rel=1e-5) for name, ends in one.ranges.items()} == many.ranges
+
+
+def test_int8_without_training_images_is_refused_before_any_work(copy: Folder, tmp_path: Path) -> None:
+    record = json.loads((copy / "soup-out/build.json").read_bytes())
+    record["config"]["data"]["train"] = None
+    record["config"]["search"]["bn_policy"] = "averaged"
+    (copy / "soup-out/build.json").write_text(json.dumps(record))
+    with pytest.raises(SoupError, match=r"data\.train: not given"):
+        run(copy, tmp_path / "release", "export.precision=[int8, fp32]")
+
+
+def test_gates_on_an_engine_that_was_not_built_are_pending_and_none_is_forgotten(built: Folder, tmp_path: Path) -> None:
+    result = run(built, tmp_path / "release", "gates.engine_size={max_mb: 1}", "gates.int8_speedup={}")
+    found = {check.kind: check.verdict for check in result.findings.checks if check.name == "engine"}
+    assert (found, result.exit_code) == ({"size": "pending", "speedup": "pending"}, Exit.OK)
