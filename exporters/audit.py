@@ -6,9 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from exporters import ExportError
 from exporters.layers import compute_layers
-from exporters.onnx_facts import onnx_facts
+from exporters.onnx_proto import proto_types, read_proto
 from exporters.plan import Layer, Tensor
 from exporters.precision import Precision
 
@@ -53,14 +52,8 @@ def audit_onnx(model: bytes, *, asked: Precision, kept: Collection[str], where: 
 
     Raises ExportError: "input" for no model, "environment" without onnx.
     """
-    try:
-        import onnx
-    except ImportError as error:
-        message = f"{where}: onnx is not installed, which the audit needs. Run: pip install 'edgesoup[build]'"
-        raise ExportError(message, kind="environment") from error
-    onnx_facts(model, where=where)  # raises for what is no model
-    proto = onnx.ModelProto.FromString(model)
-    types = _types(proto)
+    proto = read_proto(model, where=where, need="which the audit needs")
+    types = proto_types(proto)
     dequantised = _dequantised(proto, types)
     return tuple(
         LayerAudit(
@@ -118,16 +111,6 @@ def _found_in_graph(factors: Sequence[int]) -> Found:
     # With one factor in INT8 the other is FP32 or FP16, and so is the product.
     floats: set[Found] = found - {"int8"}
     return floats.pop() if len(floats) == 1 and "unknown" not in floats else "unknown"
-
-
-def _types(proto: onnx.ModelProto) -> dict[str, int]:
-    """TensorProto.DataType by tensor."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
-    constants = {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    return {**{value.name: value.type.tensor_type.elem_type for value in values}, **constants}
 
 
 def _dequantised(proto: onnx.ModelProto, types: Mapping[str, int]) -> frozenset[str]:

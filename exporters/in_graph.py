@@ -10,6 +10,7 @@ import numpy as np
 from exporters import ExportError
 from exporters.onnx_facts import onnx_facts
 from exporters.onnx_graph import clean_bytes
+from exporters.onnx_proto import read_proto
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +37,7 @@ def with_preprocess(
             std that does not fit it, or a color that cannot be made of the other; "environment" without onnx; "build"
             where ONNX's checker refuses the result.
     """
-    proto = _read(model, where=where)
+    proto = read_proto(model, where=where, need="which changes the graph")
     image = _image(proto, channels=1 if color == "gray" else 3, where=where)
     if color != source_color and "gray" in (color, source_color):
         message = f"{where}: frames in {source_color} cannot become {color}, only rgb and bgr each other."
@@ -52,16 +53,6 @@ def with_preprocess(
     _put_before(proto, image, steps, swap=swap)
     metadata = {item.key: item.value for item in proto.metadata_props}
     return clean_bytes(proto.SerializeToString(), metadata=metadata, where=where)
-
-
-def _read(model: bytes, *, where: str) -> onnx.ModelProto:
-    try:
-        import onnx
-    except ImportError as error:
-        message = f"{where}: onnx is not installed, which changes the graph. Run: pip install 'edgesoup[build]'"
-        raise ExportError(message, kind="environment") from error
-    onnx_facts(model, where=where)  # raises for what is no model
-    return onnx.ModelProto.FromString(model)
 
 
 def _image(proto: onnx.ModelProto, *, channels: int, where: str) -> onnx.ValueInfoProto:

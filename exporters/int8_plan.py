@@ -10,6 +10,7 @@ import numpy as np
 
 from exporters import ExportError
 from exporters.layers import Layer, compute_layers, inferred
+from exporters.onnx_proto import constants_to_initializers, read_proto
 from exporters.onnx_wire import has_external_data
 
 if TYPE_CHECKING:
@@ -128,18 +129,8 @@ def _concatenated(plan: Int8Plan, tensor: str) -> Iterator[str]:
 
 
 def _prepared(model: bytes, *, where: str) -> tuple[onnx.ModelProto, tuple[Layer, ...]]:
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError as error:
-        message = f"{where}: onnx is not installed, which INT8 needs. Run: pip install 'edgesoup[build]'"
-        raise ExportError(message, kind="environment") from error
-    try:
-        proto = onnx.ModelProto.FromString(model)
-        external = has_external_data(memoryview(model))
-    except (DecodeError, ValueError) as error:
-        raise ExportError(f"{where}: not an ONNX file ({error}).", kind="input") from error
-    if external:
+    proto = read_proto(model, where=where, need="which INT8 needs")
+    if has_external_data(memoryview(model)):
         message = f"{where}: keeps weights in other files, expected all inside. Save it with external_data=False."
         raise ExportError(message, kind="input")
     opset = max((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), default=0)
@@ -152,7 +143,7 @@ def _prepared(model: bytes, *, where: str) -> tuple[onnx.ModelProto, tuple[Layer
     if done:
         message = f"{where}: is quantised already (node '{done[0]}'), expected a float graph. Give the FP32 model."
         raise ExportError(message, kind="input")
-    _constants_to_initializers(proto)
+    constants_to_initializers(proto)
     layers = compute_layers(proto)
     names = {layer.outputs[0]: layer.name for layer in layers}
     for node in proto.graph.node:
@@ -161,18 +152,6 @@ def _prepared(model: bytes, *, where: str) -> tuple[onnx.ModelProto, tuple[Layer
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(graph.value_info)
     return proto, layers
-
-
-def _constants_to_initializers(proto: onnx.ModelProto) -> None:
-    nodes = list(proto.graph.node)
-    del proto.graph.node[:]
-    for node in nodes:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = proto.graph.initializer.add()
-            tensor.CopyFrom(node.attribute[0].t)
-            tensor.name = node.output[0]
-        else:
-            proto.graph.node.append(node)
 
 
 def _float_tensors(proto: onnx.ModelProto) -> frozenset[str]:

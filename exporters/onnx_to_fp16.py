@@ -17,6 +17,7 @@ from exporters.in_graph import PREPROCESS
 from exporters.layers import COMPUTE_OPS
 from exporters.onnx_facts import onnx_facts
 from exporters.onnx_graph import clean_bytes
+from exporters.onnx_proto import constants_to_initializers, proto_types, read_proto
 from exporters.runtimes import Arrays
 from exporters.tapped import tapped
 
@@ -59,7 +60,7 @@ def spans(model: bytes, batches: Iterable[Arrays], *, where: str) -> dict[str, S
             onnxruntime; "build" where it fails on the inputs.
     """
     proto = _prepared(model, where=where)
-    types = _types(proto)
+    types = proto_types(proto)
     names = [value.name for value in proto.graph.input if types[value.name] == 1]
     names += [name for node in proto.graph.node for name in node.output if types.get(name) == 1]
     tallies: dict[str, Tally] = {}
@@ -95,7 +96,7 @@ def onnx_to_fp16(model: bytes, spans: Mapping[str, Span], *, keep: Collection[st
     unknown = sorted(set(keep) - {node.name for node in proto.graph.node})
     if unknown:
         raise ExportError(f"{where}: has no node {', '.join(map(repr, unknown))}. Name nodes of it.", kind="input")
-    types, opset = _types(proto), onnx_facts(model, where=where).opset
+    types, opset = proto_types(proto), onnx_facts(model, where=where).opset
     sides = {node.name: half_sides(node, types, opset) for node in proto.graph.node}
     evidence, int8 = _evidence(proto, spans), _int8_nodes(proto)
     reasons = {}
@@ -111,48 +112,20 @@ def onnx_to_fp16(model: bytes, spans: Mapping[str, Span], *, keep: Collection[st
 
 def _prepared(model: bytes, *, where: str) -> onnx.ModelProto:
     """The graph with its constants as initializers, its BatchNorms folded, and a name of its own for every node."""
-    try:
-        import onnx
-    except ImportError as error:
-        message = f"{where}: onnx is not installed, which FP16 needs. Run: pip install 'edgesoup[build]'"
-        raise ExportError(message, kind="environment") from error
-    onnx_facts(model, where=where)  # raises for what is no model
-    proto = onnx.ModelProto.FromString(model)
+    proto = read_proto(model, where=where, need="which FP16 needs")
     for node in proto.graph.node:
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             message = (
                 f"{where}: node '{node.name}' ({node.op_type}) holds a graph of its own, which FP16 is not made of."
             )
             raise ExportError(f"{message} Export without control flow, or ask for fp32.")
-    _constants_to_initializers(proto)
+    constants_to_initializers(proto)
     taken = Counter(node.name for node in proto.graph.node)
     for node in proto.graph.node:
         if not node.name or taken[node.name] > 1:
             node.name = next(filter(None, node.output))
     fold_batchnorm(proto)
     return proto
-
-
-def _constants_to_initializers(proto: onnx.ModelProto) -> None:
-    nodes = [type(node).FromString(node.SerializeToString()) for node in proto.graph.node]
-    del proto.graph.node[:]
-    for node in nodes:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = proto.graph.initializer.add()
-            tensor.CopyFrom(node.attribute[0].t)
-            tensor.name = node.output[0]
-        else:
-            proto.graph.node.append(node)
-
-
-def _types(proto: onnx.ModelProto) -> dict[str, int]:
-    """TensorProto.DataType by tensor; a tensor that holds a sequence or the like is not among them."""
-    import onnx
-
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
-    constants = {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    return {**{value.name: value.type.tensor_type.elem_type for value in values}, **constants}
 
 
 def _evidence(proto: onnx.ModelProto, measured: Mapping[str, Span]) -> _Evidence:
