@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from exporters.interleaved import Pair, Turns, measure_pair
-from exporters.latency import Contract, Latency
-from exporters.runtimes import Arrays, Runtime
+from exporters.interleaved import Pair
+from exporters.latency import Latency
+from exporters.runtimes import Runtime
 from soup import Progress
 from soup.answer_gates import Answers, OnVal, answer_checks
 from soup.baseline import LABEL, Baseline, baseline_answers, open_runtime, refuse_missing
@@ -16,11 +16,9 @@ from soup.evaluate import Evaluation
 from soup.export_source import Source
 from soup.gate_sections import Against
 from soup.gates import Check, Place, Subject
-from soup.proof import Artifact, as_fed, latency_checks
+from soup.proof import Artifact, latency_checks
 from soup.release_facts import latency_rule
 from soup.time_gates import Ratio, ratio_gate, ratio_of_pair, ratio_to_figures, throughput_gate
-
-_TURNS = Turns(blocks=40, max_seconds=15.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long a file took, and where; `beside` times it in turns with another runtime, on one call's inputs."""
+    """How long a file took, and where; `beside` times it in turns with another runtime."""
 
     latency: Latency
     place: Place
@@ -83,19 +81,6 @@ def answer_gates(
     on = OnVal(source.metric, val.targets.get("label"), val.groups, val.class_names)
     after = Answers.of(artifact.label, answers)
     return answer_checks(source.config.gates, after, held.against, on=on, file=artifact.file, where=where)
-
-
-def taking_turns(runtime: Runtime, inputs: Arrays, artifact: Artifact) -> Callable[[Runtime], Pair]:
-    """Times `runtime` in turns with another one, on the batch that is timed."""
-
-    def beside(other: Runtime) -> Pair:
-        count = artifact.timed_batch
-        feed = {name: array[[row % len(array) for row in range(count)]] for name, array in inputs.items()}
-        theirs = as_fed(feed, other.inputs)
-        contract: Contract = {"batch": count, "runtime": runtime.info.runtime, "provider": runtime.info.provider}
-        return measure_pair(lambda: runtime(feed), lambda: other(theirs), turns=_TURNS, contract=contract)
-
-    return beside
 
 
 def _time_checks(source: Source, artifact: Artifact, held: Held, timing: Timing) -> tuple[Check, ...]:

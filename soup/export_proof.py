@@ -12,7 +12,7 @@ from exporters.runtimes import Arrays, Runtime
 from soup import Progress
 from soup.build_folder import Hop
 from soup.evaluate import Evaluation, evaluate
-from soup.export_gates import Held, Timing, gate_checks, taking_turns
+from soup.export_gates import Held, Timing, gate_checks
 from soup.export_source import Source
 from soup.files import finite
 from soup.gates import Check, Subject
@@ -28,6 +28,7 @@ from soup.proof import (
     outputs_check,
     place_of,
     proof_of,
+    time_in_turns,
     time_runtime,
 )
 from soup.target_plan import TargetPlan
@@ -148,7 +149,12 @@ def _prove(job: Job, runtime: Runtime, artifact: Artifact, before: Before, *, na
         golden=runtime(golden),
         hop=step(job, name, before.answers, answers, where=str(place)),
         parity=(outputs,) if limit is not None or outputs.verdict == "fail" else (),
-        gates=_gates(job, artifact, answers, Timing(latency, place, taking_turns(runtime, golden, artifact))),
+        gates=_gates(
+            job,
+            artifact,
+            answers,
+            Timing(latency, place, lambda other: time_in_turns(runtime, other, golden, artifact)),
+        ),
     )
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from exporters.device_state import state_reader
 from exporters.engine import open_engine
-from exporters.interleaved import Pair
-from exporters.latency import Latency, measure
+from exporters.interleaved import Pair, Turns, measure_pair
+from exporters.latency import Contract, Latency, measure
 from exporters.onnx_to_tensorrt import EngineBuild
 from exporters.pacing import Timing
 from exporters.parity import FP32_TOLERANCE, compare_outputs
@@ -26,6 +26,7 @@ from soup.build_folder import Hop
 from soup.gates import Check, Place, Quantile, State, Subject, latency_gate, outputs_gate
 
 TIMING = Timing()  # 500 calls can bear a p99 (459 are needed); slow models stop by time
+_TURNS = Turns(blocks=40, max_seconds=15.0)
 TIMED = f"{TIMING.iterations} calls or {TIMING.max_seconds:.0f} s"
 
 
@@ -178,10 +179,9 @@ def time_runtime(
 
     `transfers` counts the copies to the device and back; else inputs lie there already and outputs stay.
     """
-    count = artifact.timed_batch
-    batch = {name: array[[row % len(array) for row in range(count)]] for name, array in inputs.items()}
-    contract: Mapping[str, str | int | float | bool] = {
-        "batch": count,
+    batch = _one_call(inputs, artifact)
+    contract: Contract = {
+        "batch": artifact.timed_batch,
         "runtime": runtime.info.runtime,
         "provider": runtime.info.provider,
         "cores": len(os.sched_getaffinity(0)),  # ONNX Runtime takes a thread for each
@@ -192,6 +192,26 @@ def time_runtime(
         call, timing or TIMING, contract=contract, gpu_ms=lambda: runtime.last_gpu_ms, state=state_reader()
     )
     return replace(latency, contract={**latency.contract, "cuda_graph": runtime.cuda_graph})  # captured meanwhile
+
+
+def time_in_turns(runtime: Runtime, other: Runtime, inputs: Arrays, artifact: Artifact) -> Pair:
+    """The time of `runtime` over that of `other`, which is fed the same `timed_batch` of samples by position."""
+    feed = _one_call(inputs, artifact)
+    theirs = as_fed(feed, other.inputs)
+    contract: Contract = {
+        "batch": artifact.timed_batch,
+        "runtime": runtime.info.runtime,
+        "provider": runtime.info.provider,
+    }
+    return measure_pair(
+        lambda: runtime(feed), lambda: other(theirs), turns=_TURNS, contract=contract, state=state_reader()
+    )
+
+
+def _one_call(inputs: Arrays, artifact: Artifact) -> dict[str, np.ndarray]:
+    """As many samples as one timed call takes, from the beginning again where there are too few."""
+    rows = np.arange(artifact.timed_batch)
+    return {name: array[rows % len(array)] for name, array in inputs.items()}
 
 
 def latency_checks(latency: Latency, subject: Subject, *, rule: LatencyRule, actual: Place) -> tuple[Check, ...]:

@@ -6,25 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from exporters.audit import audit_onnx
 from exporters.in_graph import with_preprocess
 from exporters.onnx_facts import onnx_facts
 from exporters.parity import FP32_TOLERANCE
 from exporters.runtimes import OnnxRuntime
-from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
+from exporters.torch_to_onnx import OnnxExport
 from soup import Progress, SoupError
 from soup.baseline import Baseline, open_baseline, refuse_missing
-from soup.build_folder import RECIPE, read_build
+from soup.build_folder import read_build
 from soup.calibration_images import calibration_images, keep_ranges, known_ranges
 from soup.companion_files import companions
 from soup.contract import Interface
 from soup.engine_gates import open_gates
 from soup.export_gates import hold, interface_check
+from soup.export_graph import export_graph
 from soup.export_proof import Before, Job, Options, Proved, answers_of, prove_file, step
 from soup.export_source import Source, exported_config, open_build
-from soup.files import canonical_json, sha256_file, staged_folder, write_file
+from soup.files import staged_folder, write_file
 from soup.gates import Exit, Subject, exit_code, require_gates
 from soup.golden import GOLDEN, Golden, write_golden
 from soup.ladder import Rung, climb, shipped_graph
@@ -36,8 +35,6 @@ from soup.ship_facts import ONNX, release_facts
 from soup.single_cost import compare_cost
 from soup.target_plan import plan_for
 from soup.variants import Forge, Rules
-
-_EXAMPLES = 8  # samples that the exporter traces with, and compares a simplified graph on
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ def _onnx(job: Job, baseline: Baseline | None) -> tuple[Job, Proved, OnnxExport]
     The job that it gives back feeds what the graph takes, and knows what the gates compare with.
     """
     job.progress("exporting to ONNX", 0, 0)
-    exported = _export_onnx(job)
+    exported = export_graph(job.source, job.stage / ONNX, opset=job.plan.opset)
     job.findings.notes += [job.unlocated(note) for note in exported.notes]
     if (asked := job.source.config.export.opset) > job.plan.opset:
         job.findings.notes.append(f"opset {job.plan.opset} instead of {asked}: the greatest that the target reads")
@@ -196,36 +193,16 @@ def claim_release(out: Path) -> None:
         raise SoupError(f"{out}: holds '{others[0]}', which no intact release there lists. Choose another -o.")
 
 
-def _export_onnx(job: Job) -> OnnxExport:
-    source, export = job.source, job.source.config.export
-    example = {name: array[np.arange(_EXAMPLES) % len(array)] for name, array in source.golden_inputs.items()}
-    return torch_to_onnx(
-        source.prepared(), example, job.stage / ONNX,
-        inputs=export.inputs, outputs=export.outputs, batch=source.batch, opset=job.plan.opset,
-        metadata=_metadata(source),
-    )  # fmt: skip
-
-
-def _metadata(source: Source) -> dict[str, str]:
-    """What a reader of model.onnx alone must know: classes, preprocessing, and the recipe that it comes from."""
-    preprocess = source.config.preprocess
-    return {
-        "soup.task": source.config.task,
-        "soup.labels": canonical_json(source.val.class_names).decode(),
-        "soup.preprocess": canonical_json(preprocess.model_dump(mode="json") if preprocess else None).decode(),
-        "soup.recipe_sha256": sha256_file(source.built.path / RECIPE),
-    }
-
-
 def _artifacts(job: Job, reference: Proved, rungs: Sequence[Rung], ships: Rung | None) -> list[Artifact]:
     """The files that can run, FP32 first. What failed stays only where nothing ships, for a look at it."""
     found = [reference.artifact]
-    for graph in (rung.graph for rung in rungs if rung.graph is not None and rung.graph is not reference):
-        failed = any(rung.graph is graph and rung.attempt.outcome == "failed" for rung in rungs)
-        if ships is None or not failed:
-            found.append(graph.artifact)
+    for rung in rungs:
+        if rung.graph is None or rung.graph is reference:
+            continue
+        if ships is None or rung.attempt.outcome != "failed":
+            found.append(rung.graph.artifact)
         else:
-            (job.stage / graph.artifact.file).unlink()
+            (job.stage / rung.graph.artifact.file).unlink()
     built = [rung.engine.artifact for rung in rungs if rung.engine is not None and rung.engine.artifact is not None]
     found += [one for one in built[-1:] if (job.stage / one.file).is_file()]
     job.findings.keep({one.file for one in found})
@@ -234,7 +211,7 @@ def _artifacts(job: Job, reference: Proved, rungs: Sequence[Rung], ships: Rung |
 
 def _cost(job: Job) -> None:
     """Time the soup against the best single: that it costs nothing is to be shown, too."""
-    found = compare_cost(job)
+    found = compare_cost(job, (job.stage / ONNX).read_bytes())
     if isinstance(found, str):
         job.findings.notes.append(found)
     else:

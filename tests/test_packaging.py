@@ -33,6 +33,7 @@ MAY_IMPORT_TORCH = {
     "soup.why",  # of the search
     "soup.check", "soup.estimate", "soup.expect", "soup.export_source", "soup.recook", "soup.ship", "soup.starter",
     "soup.calibration_images", "soup.companion_files", "soup.deployed", "soup.engine_stage", "soup.export_gates",
+    "soup.export_graph",
     "soup.export_proof", "soup.ladder", "soup.ship_facts", "soup.single_cost",  # of the export
 }  # fmt: skip
 IMPORT_ALL = """

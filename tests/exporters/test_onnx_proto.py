@@ -48,6 +48,6 @@ def test_what_is_no_model_and_a_missing_package_are_told_apart(monkeypatch: pyte
         read_proto(b"\xff\xff", where="m", need="which a test needs")
     assert damaged.value.kind == "input"
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ExportError, match="m: onnx is not installed, which a test needs. Run: pip") as missing:
+    with pytest.raises(ExportError, match=r"m: onnx is not installed, which a test needs\. Run: pip") as missing:
         read_proto(model(), where="m", need="which a test needs")
     assert missing.value.kind == "environment"
