@@ -25,7 +25,7 @@ from exporters.engine_files import unwritable, write_all
 from exporters.engine_settings import EngineSettings
 from exporters.flavours import Flavour, Record, explain, import_flavour, make_logger, plain_reason
 from exporters.memory import default_workspace_bytes
-from exporters.onnx_wire import has_external_data
+from exporters.onnx_wire import refuse_external_data
 from exporters.operators import parser_error
 from exporters.plan import Layer, dtype_counts, parse_inspector, parse_layers
 from exporters.read_back import ReadBack, read_back
@@ -172,13 +172,7 @@ def _create(builder_class: Any, logger: Any, records: list[Record]) -> Any:
 def _read_onnx(onnx_path: str) -> bytes:
     """TensorRT takes any bytes for a graph, an empty one if need be, and reads weights from where the model says."""
     model = Path(onnx_path).read_bytes()
-    try:
-        external = has_external_data(memoryview(model))
-    except ValueError as error:
-        raise ExportError(f"{onnx_path}: not an ONNX file ({error}).", kind="input") from error
-    if external:
-        message = f"{onnx_path}: keeps weights in other files, expected all inside. Save it with external_data=False."
-        raise ExportError(message, kind="input")
+    refuse_external_data(model, where=onnx_path)
     return model
 
 

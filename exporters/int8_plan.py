@@ -11,7 +11,7 @@ import numpy as np
 from exporters import ExportError
 from exporters.layers import Layer, compute_layers, inferred
 from exporters.onnx_proto import constants_to_initializers, read_proto
-from exporters.onnx_wire import has_external_data
+from exporters.onnx_wire import refuse_external_data
 
 if TYPE_CHECKING:
     import onnx
@@ -130,9 +130,7 @@ def _concatenated(plan: Int8Plan, tensor: str) -> Iterator[str]:
 
 def _prepared(model: bytes, *, where: str) -> tuple[onnx.ModelProto, tuple[Layer, ...]]:
     proto = read_proto(model, where=where, need="which INT8 needs")
-    if has_external_data(memoryview(model)):
-        message = f"{where}: keeps weights in other files, expected all inside. Save it with external_data=False."
-        raise ExportError(message, kind="input")
+    refuse_external_data(model, where=where)
     opset = max((item.version for item in proto.opset_import if item.domain in ("", "ai.onnx")), default=0)
     if opset < _LEAST_OPSET:
         message = (

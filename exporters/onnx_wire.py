@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from exporters import ExportError
+
 # Message -> field number -> message, along every way from a model to its tensors (onnx.proto).
 _TOWARDS_TENSORS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -80,6 +82,20 @@ def has_external_data(model: memoryview) -> bool:
             if isinstance(value, memoryview) and number in _TOWARDS_TENSORS[kind]:
                 pending.append((_TOWARDS_TENSORS[kind][number], value))
     return False
+
+
+def refuse_external_data(model: bytes, *, where: str) -> None:
+    """ONNX Runtime and TensorRT would read any path that the model names.
+
+    Raises ExportError ("input") where it names one, and where it is no protobuf message.
+    """
+    try:
+        external = has_external_data(memoryview(model))
+    except ValueError as error:
+        raise ExportError(f"{where}: not an ONNX file ({error}).", kind="input") from error
+    if external:
+        message = f"{where}: keeps weights in other files, expected all inside. Save it with external_data=False."
+        raise ExportError(message, kind="input")
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from exporters import ExportError
-from exporters.onnx_wire import has_external_data
+from exporters.onnx_wire import refuse_external_data
 
 Provider = Literal["cpu", "cuda", "tensorrt"]
 
@@ -29,7 +29,7 @@ def open_session(model: bytes, *, where: str, provider: Provider, threads: int |
     except ImportError as error:
         message = f"{where}: onnxruntime is not installed. Run: pip install 'edgesoup[ort]'"
         raise ExportError(message, kind="environment") from error
-    _refuse_external_data(model, where)
+    refuse_external_data(model, where=where)
     wanted = _PROVIDERS[provider]
     available = onnxruntime.get_available_providers()
     if wanted[0] not in available:
@@ -60,16 +60,3 @@ def onnxruntime_errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return tuple(item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))
-
-
-def _refuse_external_data(model: bytes, where: str) -> None:
-    """ONNX Runtime would read any path that the model names, relative to the working directory."""
-    try:
-        external = has_external_data(memoryview(model))
-    except ValueError as error:
-        raise ExportError(f"{where}: not an ONNX file ({error}).", kind="input") from error
-    if external:
-        message = (
-            f"{where}: keeps weights in other files, expected all of them inside. Save it with external_data=False."
-        )
-        raise ExportError(message, kind="input")
