@@ -117,11 +117,10 @@ class Kitchen:
 
     def with_outputs(self, weights: Weights, policy: Policy, split: Split, *, phase: Phase = "judging") -> Evaluation:
         """The finished evaluation with its outputs; those that were too large to keep are made again."""
-        evaluation = self.measure(weights, policy, split, phase=phase)
-        outputs = self.ledger.outputs(self.evaluation_key(weights, policy, split))
+        evaluation, key = self.measure(weights, policy, split, phase=phase), self.evaluation_key(weights, policy, split)
+        outputs = self.ledger.outputs(key)
         if outputs is None and not math.isnan(value_of(evaluation)):
             memory = Memory(np.zeros(len(split), bool))
-            key = self.evaluation_key(weights, policy, split)
             asked = _Asked(self, weights, policy, split, phase, key, memory, keep_outputs=True)
             asked.evaluate(None, None)
             outputs = memory.outputs
