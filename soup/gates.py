@@ -226,6 +226,22 @@ def exit_code(checks: Iterable[Check], *, allow_inconclusive: bool = False) -> E
     return first_exit(_exit_of(check, allow_inconclusive=allow_inconclusive) for check in checks)
 
 
+def stopping(checks: Iterable[Check], *, allow_inconclusive: bool = False) -> Check | None:
+    """What keeps a file from shipping: the first check that fails, else the first that is undecided; None lets it ship.
+
+    What nobody here could run or build is open, and does not: the device will tell.
+    """
+    may = (Exit.OK, Exit.ENVIRONMENT)
+    found = [check for check in checks if _exit_of(check, allow_inconclusive=allow_inconclusive) not in may]
+    return min(found, key=lambda check: check.verdict != "fail", default=None)
+
+
+def why_not(checks: Iterable[Check], *, allow_inconclusive: bool = False) -> str | None:
+    """`stopping` in words."""
+    check = stopping(checks, allow_inconclusive=allow_inconclusive)
+    return None if check is None else f"{check.name}, {check.hop}: {check.message}"
+
+
 def first_exit(codes: Iterable[Exit]) -> Exit:
     """The code that wins when several things went wrong at once."""
     found = set(codes)

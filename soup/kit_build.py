@@ -21,7 +21,7 @@ from soup.attempts import Attempt
 from soup.build_folder import first_complaint
 from soup.engine_gates import build_gates
 from soup.files import sha256_file
-from soup.gates import Check, Exit, Subject, exit_code
+from soup.gates import Check, Subject, why_not
 from soup.golden_proof import Yardstick, prove_on_golden
 from soup.manifest import FILE_NAME
 from soup.precision_audit import audit_check, engine_audit
@@ -108,7 +108,7 @@ def _try(job: Job, candidate: Candidate) -> Tried:
     """The graph itself first, where ONNX Runtime is there: what answers wrongly here is not worth a build."""
     findings = Findings()
     _prove_graph(job, _graph(job, candidate), findings)
-    if not _may_ship(job, findings.checks):
+    if _why_not(job, findings):
         return Tried(candidate, _failed(job, candidate, findings), findings)
     folder = job.stage / candidate.precision
     folder.mkdir()
@@ -244,7 +244,7 @@ def _hop(candidate: Candidate) -> str:
 
 
 def _attempt(job: Job, candidate: Candidate, findings: Findings) -> Attempt:
-    if not _may_ship(job, findings.checks):
+    if _why_not(job, findings):
         return _failed(job, candidate, findings)
     value = findings.values.get(ENGINE, findings.values.get(candidate.file))
     reason = "passes every gate that can be judged here"
@@ -252,13 +252,11 @@ def _attempt(job: Job, candidate: Candidate, findings: Findings) -> Attempt:
 
 
 def _failed(job: Job, candidate: Candidate, findings: Findings) -> Attempt:
-    """With the first check that stops it, in words."""
-    stopping = next((check for check in findings.checks if not _may_ship(job, [check])), None)
-    reason = f"{stopping.name}, {stopping.hop}: {stopping.message}" if stopping else ""
+    """With the check that stops it, in words."""
+    reason = _why_not(job, findings) or ""
     value = findings.values.get(ENGINE, findings.values.get(candidate.file))
     return Attempt(candidate.precision, candidate.file, "failed", reason, value, checks=tuple(findings.checks))
 
 
-def _may_ship(job: Job, checks: Sequence[Check]) -> bool:
-    """As at export: nothing failed, and nothing is undecided unless that was allowed; what is only open may be."""
-    return exit_code(checks, allow_inconclusive=job.allow_inconclusive) in (Exit.OK, Exit.ENVIRONMENT)
+def _why_not(job: Job, findings: Findings) -> str | None:
+    return why_not(findings.checks, allow_inconclusive=job.allow_inconclusive)

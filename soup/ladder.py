@@ -18,7 +18,7 @@ from soup.evaluate import evaluate, value_on
 from soup.export_gates import answer_gates
 from soup.export_proof import Job, Proved, prove_file
 from soup.files import finite, sha256_bytes, write_file
-from soup.gates import ACCURACY_KINDS, Check, Exit, Kind, Subject, exit_code
+from soup.gates import ACCURACY_KINDS, Check, Kind, Subject, stopping, why_not
 from soup.pipeline import EVALUATION_BATCH
 from soup.precision_audit import audit_check
 from soup.proof import Artifact, fed
@@ -74,15 +74,15 @@ def _tried(job: Job, forge: Forge, reference: Proved, precision: Precision, *, b
         kind: Kind = "require" if error.kind == "environment" else "build"  # 6, or 7
         check = Check(_file(precision), f"ONNX → {precision.upper()}", kind, "fail", message)
         return Rung(Attempt(precision, None, "failed", message, checks=(check,)), None, None)
-    if not _may_ship(job, attempt.checks):
-        return Rung(replace(attempt, outcome="failed", reason=_why(job, attempt.checks)), graph, None)
+    if why := _why_not(job, attempt.checks):
+        return Rung(replace(attempt, outcome="failed", reason=why), graph, None)
     if behind:
         waits = "passes, and waits behind the one that ships"
         return Rung(replace(attempt, outcome="fallback", reason=waits), graph, None)
     rung = Rung(attempt, graph, _engine(job, forge, graph) if job.options.trt else None)
-    if _may_ship(job, rung.checks):
-        return rung
-    return replace(rung, attempt=replace(attempt, outcome="failed", reason=_why(job, rung.checks)))
+    if why := _why_not(job, rung.checks):
+        return replace(rung, attempt=replace(attempt, outcome="failed", reason=why))
+    return rung
 
 
 def _engine(job: Job, forge: Forge, graph: Proved) -> Engine:
@@ -111,7 +111,7 @@ def _graph(job: Job, forge: Forge, reference: Proved, precision: Precision) -> t
     variant, raised = forge.make(precision), None
     graph, audit, part = _proved(job, reference, variant)
     budget = job.source.config.quantization.budget
-    if budget and not _may_ship(job, graph.gates) and _may_ship(job, reference.gates) and _loses(job, graph):
+    if budget and _why_not(job, graph.gates) and not _why_not(job, reference.gates) and _loses(job, graph):
         before = _step(job, reference, graph, part)
         raised = _raised(job, forge, reference, variant)
         raised = replace(raised, steps=(before, *raised.steps))
@@ -138,8 +138,7 @@ def _proved(job: Job, reference: Proved, variant: Variant) -> tuple[Proved, Chec
 
 def _step(job: Job, reference: Proved, graph: Proved, part: float) -> Step:
     """The graph that failed, as the first of the sets that were judged: none is raised yet."""
-    drop = value_of(reference.answers) - value_of(graph.answers)
-    drop = drop if job.source.metric.higher_is_better else -drop
+    drop = _drop(job, value_of(reference.answers), value_of(graph.answers))
     verdict = next(one.verdict for one in graph.gates if one.kind in ACCURACY_KINDS and one.verdict != "pass")
     return Step(0, part, finite(drop), verdict, len(job.source.val))
 
@@ -173,8 +172,8 @@ def _loss(job: Job, reference: Proved, rows: np.ndarray, graph: bytes) -> Loss:
         outputs = fed(runtime)({"input": source.val.inputs(rows)})
     targets = {name: array[rows] for name, array in source.val.targets.items()}
     value = source.metric.reduce(source.metric.per_sample(outputs, targets))
-    drop = value_on(reference.answers, chosen, source.metric) - value
-    return Loss(drop if source.metric.higher_is_better else -drop, _mean_square(job, reference, rows, outputs))
+    drop = _drop(job, value_on(reference.answers, chosen, source.metric), value)
+    return Loss(drop, _mean_square(job, reference, rows, outputs))
 
 
 def _mean_square(job: Job, reference: Proved, rows: np.ndarray, outputs: Arrays) -> float:
@@ -195,20 +194,18 @@ def _judged(job: Job, reference: Proved, precision: Precision, graph: bytes) -> 
         answers = evaluate(fed(runtime), source.val, source.metric, batch=EVALUATION_BATCH, keep_outputs=True)
     assert job.held is not None
     checks = answer_gates(source, artifact, answers, job.held, where=None)
-    verdict = "pass" if _may_ship(job, checks) else next(one.verdict for one in checks if one.verdict != "pass")
-    drop = value_of(reference.answers) - value_of(answers)
-    return Judged(verdict, drop if source.metric.higher_is_better else -drop)
+    stops = stopping(checks, allow_inconclusive=job.options.allow_inconclusive)
+    drop = _drop(job, value_of(reference.answers), value_of(answers))
+    return Judged("pass" if stops is None else stops.verdict, drop)
 
 
-def _may_ship(job: Job, checks: Sequence[Check]) -> bool:
-    """Nothing failed; what nobody here could run or build is open, and the device will tell."""
-    return exit_code(checks, allow_inconclusive=job.options.allow_inconclusive) in (Exit.OK, Exit.ENVIRONMENT)
+def _drop(job: Job, before: float, after: float) -> float:
+    """What was lost, in the metric's unit, whichever way is better."""
+    return before - after if job.source.metric.higher_is_better else after - before
 
 
-def _why(job: Job, checks: Sequence[Check]) -> str:
-    """The first check that fails, else the first that is undecided, in words."""
-    stopping = min((one for one in checks if not _may_ship(job, [one])), key=lambda one: one.verdict != "fail")
-    return f"{stopping.name}, {stopping.hop}: {stopping.message}"
+def _why_not(job: Job, checks: Sequence[Check]) -> str | None:
+    return why_not(checks, allow_inconclusive=job.options.allow_inconclusive)
 
 
 def _value(graph: Proved) -> float | None:

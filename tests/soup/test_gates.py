@@ -30,6 +30,8 @@ from soup.gates import (
     require_gates,
     same_place,
     samples_for,
+    stopping,
+    why_not,
 )
 from soup.statistics import Interval
 
@@ -254,6 +256,23 @@ def test_the_exit_code_is_the_first_in_priority_whatever_the_order(found, random
     codes = [exit_code([check]) for check in found]
     shuffled = random.sample(found, len(found))
     assert exit_code(shuffled) == min((code for code in codes if code), key=PRIORITY.index, default=Exit.OK)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(checks, max_size=6), st.booleans())
+def test_what_stops_a_file_is_the_first_failure_else_the_first_undecided_and_never_what_is_open(found, allow):
+    failed = [check for check in found if check.verdict == "fail" and check.kind != "require"]
+    undecided = [check for check in found if check.verdict == "inconclusive" and not allow]
+    assert stopping(found, allow_inconclusive=allow) is next(iter([*failed, *undecided]), None)
+
+
+def test_a_failure_is_told_before_what_is_undecided_and_open_requirements_hide_neither():
+    undecided = Check("a", "gate", "accuracy", "inconclusive", "neither")
+    failed = Check("b", "gate", "latency", "fail", "slow")
+    open_one = Check("c", "gate", "require", "fail", "not there")
+    assert why_not([undecided, open_one, failed]) == "b, gate: slow"
+    assert why_not([open_one, undecided]) == "a, gate: neither"
+    assert why_not([open_one, undecided], allow_inconclusive=True) is None
 
 
 @settings(max_examples=30, deadline=None)
