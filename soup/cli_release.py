@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from soup import Progress
+from soup import Progress, SoupError
 from soup.cli_options import Allow, Device, Json, Sets
 from soup.outcome import run_command
 
@@ -56,10 +57,11 @@ def export(
         from soup.export_proof import Options
         from soup.ship import export as run
 
+        if not trt:
+            _refuse_idle({"--compute-capability": compute_capability, "--workspace-mb": workspace_mb})
         options = Options(
             trt=trt,
             compute_capabilities=tuple(part.strip() for part in compute_capability.split(",") if part.strip()),
-            workspace_bytes=None if workspace_mb is None else workspace_mb << 20,
             baseline=baseline,
             device=device,
             allow_inconclusive=allow_inconclusive,
@@ -67,11 +69,17 @@ def export(
         overrides = [*sets, *(f"gates.{gate}" for gate in gates)]
         overrides += [] if precision is None else [f"export.precision=[{precision}]"]
         overrides += [] if target is None else [f"export.target={target}" if target else "export.target=''"]
-        overrides += [f"export.engine.workspace_mb={workspace_mb}"] if trt and workspace_mb else []
+        overrides += [] if workspace_mb is None else [f"export.engine.workspace_mb={workspace_mb}"]
         result = run(folder, out or folder / "release", overrides=overrides, options=options, progress=progress)
         return result, result.exit_code
 
     run_command("export", work, json=json)
+
+
+def _refuse_idle(for_engines: Mapping[str, object]) -> None:
+    """An option for an engine that nobody asked for is a slip that would ship a release without one."""
+    if given := [name for name, value in for_engines.items() if value]:
+        raise SoupError(f"{' and '.join(given)}: only for an engine, which was not asked for. Add --trt.")
 
 
 def verify(

@@ -86,12 +86,10 @@ def speedup_check(job: Job, int8: Engine, fp16: Callable[[], bytes]) -> Check | 
 
 
 def _build(job: Job, graph: Artifact, folder: Path) -> EngineBuild:
-    source, options = job.source, job.options
+    source = job.source
     profiles = tuple((one.min, one.opt, one.max) for one in source.config.export.profiles)
     batch = () if isinstance(source.batch, int) else (source.batch,)
-    settings = engine_settings(source.config, job.plan, capabilities=options.compute_capabilities)
-    if options.workspace_bytes is not None:
-        settings = replace(settings, workspace_bytes=options.workspace_bytes)
+    settings = engine_settings(source.config, job.plan, capabilities=job.options.compute_capabilities)
     return onnx_to_tensorrt(
         folder / graph.file, folder / ENGINE, profiles=profiles or batch, settings=settings,
         must_take=graph.timed_batch if profiles else None,

@@ -14,7 +14,7 @@ from soup.build_folder import Hop
 from soup.evaluate import Evaluation, evaluate
 from soup.export_gates import Held, Timing, gate_checks
 from soup.export_source import Source
-from soup.files import finite
+from soup.files import finite, unlocated
 from soup.gates import Check, Subject
 from soup.judge import hop
 from soup.pipeline import EVALUATION_BATCH
@@ -42,7 +42,6 @@ class Options:
 
     trt: bool = False
     compute_capabilities: tuple[str, ...] = ()
-    workspace_bytes: int | None = None
     baseline: Path | None = None
     device: str | None = None  # what the user calls the device that this runs on
     allow_inconclusive: bool = False
@@ -61,11 +60,8 @@ class Job:
     held: Held | None = None  # what the gates compare with, once the interface is known
 
     def unlocated(self, text: str) -> str:
-        """A message as it may travel: files by their names in the release or beside val.yaml, no folder of this
-        machine."""
-        for folder in (self.stage, self.source.config.folder):
-            text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
-        return text
+        """A message as it may travel: files by their names in the release or beside val.yaml."""
+        return unlocated(text, self.stage, self.source.config.folder)
 
 
 @dataclass(frozen=True, slots=True)

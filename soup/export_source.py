@@ -115,12 +115,12 @@ def exported_config(built: BuildFolder, overrides: Sequence[str]) -> Config:
     return apply_overrides(built.record.config, overrides, folder=built.path / built.record.val_folder)
 
 
-def open_build(built: BuildFolder, overrides: Sequence[str], *, progress: Progress) -> Source:
-    """Load the built model and evaluate it, as the reference of all that follows.
+def open_build(built: BuildFolder, config: Config, *, progress: Progress) -> Source:
+    """Load the built model and evaluate it under its `exported_config`, as the reference of all that follows.
 
     Raises SoupError where the build, its data or the model's code are no longer what they were.
     """
-    folder, record, config = built.path, built.record, exported_config(built, overrides)
+    folder, record = built.path, built.record
     model = build_model(config.model, config.model_args, folder=config.folder)
     state = load_state(with_names(read_checkpoint(folder / SOUP), model.state_dict()))
     if state_sha256(state) != record.state_sha256:

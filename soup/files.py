@@ -48,6 +48,13 @@ def readable_json(value: object) -> bytes:
     return _utf8(json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def unlocated(text: str, *folders: Path) -> str:
+    """A message as it may travel: files by their names in these folders, whose place on this machine is left out."""
+    for folder in folders:
+        text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
+    return text
+
+
 def sha256_bytes(data: bytes | memoryview) -> str:
     """Hexadecimal SHA-256."""
     return hashlib.sha256(data).hexdigest()

@@ -20,7 +20,7 @@ from soup import SoupError
 from soup.attempts import Attempt
 from soup.build_folder import first_complaint
 from soup.engine_gates import build_gates
-from soup.files import sha256_file
+from soup.files import sha256_file, unlocated
 from soup.gates import Check, Subject, why_not
 from soup.golden_proof import Yardstick, prove_on_golden
 from soup.manifest import FILE_NAME
@@ -45,10 +45,8 @@ class Job:
     allow_inconclusive: bool
 
     def unlocated(self, text: str, *folders: Path) -> str:
-        """A message as it may travel: files by their names, no folder of this machine."""
-        for folder in (*folders, self.stage, self.release):
-            text = text.replace(f"{folder.resolve()}/", "").replace(f"{folder}/", "")
-        return text
+        """A message as it may travel: files by their names in `folders`, the kit or the release."""
+        return unlocated(text, *folders, self.stage, self.release)
 
 
 @dataclass(frozen=True, slots=True)

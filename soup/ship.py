@@ -54,7 +54,6 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
 
     Raises SoupError or ExportError for what leaves no release at all; `out` is then as it was.
     """
-    _refuse_idle(options)
     claim_release(out)
     baseline = open_baseline(options.baseline) if options.baseline else None
     built = read_build(folder)
@@ -62,7 +61,7 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
         config = exported_config(built, overrides)
         refuse_missing(config.gates.against_baseline, baseline)
         plan = plan_for(config, engine=options.trt)
-        source = open_build(built, overrides, progress=progress)
+        source = open_build(built, config, progress=progress)
         findings = Findings(list(built.record.hops), list(built.record.checks))
         start = Job(source, stage, findings, options, plan, progress)
         job, reference, exported = _onnx(start, baseline)
@@ -176,13 +175,6 @@ def _settle(job: Job, reference: Proved, rungs: Sequence[Rung]) -> Rung | None:
             job.findings.done |= engine.done
             job.findings.notes += [engine.note] if engine.note else []
     return ships
-
-
-def _refuse_idle(options: Options) -> None:
-    """An option for an engine that nobody asked for is a slip that would ship a release without one."""
-    idle = {"--compute-capability": options.compute_capabilities, "--workspace-mb": options.workspace_bytes}
-    if not options.trt and (given := [name for name, value in idle.items() if value]):
-        raise SoupError(f"{' and '.join(given)}: only for an engine, which was not asked for. Add --trt.")
 
 
 def claim_release(out: Path) -> None:

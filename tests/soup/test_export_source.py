@@ -11,7 +11,7 @@ import pytest
 
 from soup import SoupError
 from soup.build_folder import read_build
-from soup.export_source import Source, open_build
+from soup.export_source import Source, exported_config, open_build
 from soup.files import sha256_file
 
 
@@ -20,7 +20,8 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def opened(project: Path, *overrides: str) -> Source:
-    return open_build(read_build(project / "soup-out"), overrides, progress=silent)
+    built = read_build(project / "soup-out")
+    return open_build(built, exported_config(built, overrides), progress=silent)
 
 
 @pytest.fixture
