@@ -71,7 +71,7 @@ def _files(job: Job, artifact: Artifact, interface: Interface, *, target: Target
         else:
             named = classes or tuple(f"class {index}" for index in range(int(model.outputs[0].shape[-1])))
             files["labels.txt"] = nvinfer_labels(named)
-            files["nvinfer.txt"] = nvinfer_config(model, normalisation, labels="labels.txt")
+            files["nvinfer.txt"] = nvinfer_config(model, normalisation, labels="labels.txt", dla_core=options.dla_core)
     except ExportError as error:
         job.findings.notes.append(str(error))
     return files

@@ -63,6 +63,16 @@ def test_deepstream_gets_the_normalisation_of_val_yaml(jetson: Path) -> None:
     assert len(labels) == 10
 
 
+def test_a_dla_core_reaches_every_file_that_can_name_one(built: Path, tmp_path: Path) -> None:
+    asked = ("export.target=jetson-agx-orin-jp6.2", "export.precision=[fp16]", "export.engine.dla_core=1")
+    assert run(built, tmp_path / "release", *asked, trt=True).exit_code == Exit.OK
+    companions = tmp_path / "release/companions"
+    parser = configparser.ConfigParser()
+    parser.read(companions / "nvinfer.txt")
+    assert (parser["property"]["enable-dla"], parser["property"]["use-dla-core"]) == ("1", "1")
+    assert "--useDLACore=1" in (companions / "trtexec.sh").read_text()
+
+
 def test_python_too_old_on_the_device_leaves_a_shell_check_with_hashes_and_golden_samples(
     built: Path, tmp_path: Path
 ) -> None:
