@@ -36,7 +36,7 @@ class Asked:
     opset: int
     precisions: tuple[Precision, ...]
     engine: bool = False
-    dla: bool = False
+    dla_core: int | None = None
     rest: Precision = "fp32"
     calibration_cache: bool = False
 
@@ -141,14 +141,17 @@ def _problems(target: Target, asked: Asked) -> Iterator[str]:
             f"JetPack {target.jetpack} has Python {target.python_version}, expected 3.10 or newer to build an engine "
             "from Python. Leave the engine out: check_device.sh in the release builds and checks it there."
         )
-    if asked.dla and not target.dla:
+    if asked.dla_core is not None and not target.dla:
         yield f"a DLA core is asked, and {_why_no_dla(target)}. Leave export.engine.dla_core out."
+    elif asked.dla_core is not None and asked.dla_core >= target.dla:
+        yield f"has DLA cores 0 to {target.dla - 1}, export.engine.dla_core is {asked.dla_core}. Choose one of them."
     yield from _precision_problems(target, asked)
 
 
 def _precision_problems(target: Target, asked: Asked) -> Iterator[str]:
+    dla = asked.dla_core is not None
     for precision in asked.precisions:
-        problem = unfit(target, precision, rest=asked.rest, dla=asked.dla, calibration_cache=asked.calibration_cache)
+        problem = unfit(target, precision, rest=asked.rest, dla=dla, calibration_cache=asked.calibration_cache)
         if problem is not None:
             yield f"{precision}: {problem}"
 

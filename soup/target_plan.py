@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from exporters import ExportError
 from exporters.engine_settings import EngineSettings
 from exporters.gpu import find_gpu
 from exporters.precision import Precision
@@ -56,13 +55,12 @@ def plan_for(config: Config, *, engine: bool) -> TargetPlan:
         rest = config.quantization.rest
         precisions = tuple(one for one in precisions if unfit(target, one, rest=rest, dla=dla) is None) or precisions
     check_target(
-        target, Asked(opset, precisions, engine=engine, dla=dla, rest=config.quantization.rest, calibration_cache=cache)
-    )
-    if dla and (export.engine.dla_core or 0) >= target.dla:
-        raise ExportError(
-            f"{target.name}: has DLA cores 0 to {target.dla - 1}, export.engine.dla_core is {export.engine.dla_core}. "
-            "Choose one of them.", kind="environment",
-        )  # fmt: skip
+        target,
+        Asked(
+            opset, precisions, engine=engine, dla_core=export.engine.dla_core, rest=config.quantization.rest,
+            calibration_cache=cache,
+        ),
+    )  # fmt: skip
     gpu = find_gpu()
     here = Here(platform.machine(), gpu.compute_capability if gpu else None)
     return TargetPlan(target, opset, precisions, built_at(target, here=here), cache)

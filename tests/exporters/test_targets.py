@@ -116,15 +116,15 @@ def test_an_opset_above_the_greatest_is_told() -> None:
 
 
 def test_int8_on_a_dla_with_implicit_quantisation_needs_a_calibration_cache() -> None:
-    said = problems("jetson-orin-jp6.2", precisions=("int8",), rest="fp16", dla=True)
+    said = problems("jetson-orin-jp6.2", precisions=("int8",), rest="fp16", dla_core=0)
     assert "int8: with TensorRT 10.3 a DLA takes INT8 from a calibration cache only" in said
-    assert problems("jetson-orin-jp6.2", precisions=("int8",), rest="fp16", dla=True, calibration_cache=True) == ""
+    assert problems("jetson-orin-jp6.2", precisions=("int8",), rest="fp16", dla_core=0, calibration_cache=True) == ""
     assert problems("jetson-orin-jp6.2", precisions=("int8",), rest="fp16") == "", "the GPU takes Q/DQ"
 
 
 def test_int8_on_a_dla_with_explicit_quantisation_needs_the_nodes() -> None:
-    assert problems("jetson-agx-orin-jp7.2.2", precisions=("int8",), dla=True) == ""
-    said = problems("jetson-agx-orin-jp7.2.2", precisions=("int8",), dla=True, calibration_cache=True)
+    assert problems("jetson-agx-orin-jp7.2.2", precisions=("int8",), dla_core=0) == ""
+    said = problems("jetson-agx-orin-jp7.2.2", precisions=("int8",), dla_core=0, calibration_cache=True)
     assert "reads no calibration cache" in said
 
 
@@ -138,12 +138,20 @@ def test_int8_on_a_dla_with_explicit_quantisation_needs_the_nodes() -> None:
     ],
 )
 def test_a_dla_that_is_not_there_is_told_with_the_reason(name: str, why: str) -> None:
-    assert why in problems(name, dla=True)
-    assert problems(name, dla=False) == ""
+    assert why in problems(name, dla_core=0)
+    assert problems(name, dla_core=None) == ""
+
+
+def test_a_dla_core_that_the_device_lacks_is_told_with_all_else() -> None:
+    assert problems("jetson-agx-orin-jp6.2", dla_core=1) == ""
+    assert problems("jetson-agx-orin-jp6.2", dla_core=2, precisions=("fp32",)).splitlines() == [
+        "jetson-agx-orin-jp6.2: has DLA cores 0 to 1, export.engine.dla_core is 2. Choose one of them.",
+        "jetson-agx-orin-jp6.2: fp32: a DLA computes in FP16 or INT8 only. Ask for fp16.",
+    ]
 
 
 def test_a_dla_does_not_compute_in_fp32() -> None:
-    assert "FP16 or INT8 only" in problems("jetson-agx-orin-jp6.2", precisions=("fp32",), dla=True)
+    assert "FP16 or INT8 only" in problems("jetson-agx-orin-jp6.2", precisions=("fp32",), dla_core=0)
 
 
 @pytest.mark.parametrize("name", ["rtx-2080", "rtx-2060"])
@@ -176,7 +184,7 @@ def test_hardware_and_versions_before_fp16_int8_and_qdq_are_told() -> None:
 
 
 def test_all_problems_are_told_at_once_a_line_each() -> None:
-    said = problems("jetson-xavier-jp5.1", opset=20, precisions=("int8", "fp32"), engine=True, dla=True).splitlines()
+    said = problems("jetson-xavier-jp5.1", opset=20, precisions=("int8", "fp32"), engine=True, dla_core=0).splitlines()
     assert len(said) == 4
     assert all(line.startswith("jetson-xavier-jp5.1: ") and line.endswith(".") for line in said)
     assert [line.split(": ")[1] for line in said[2:]] == ["int8", "fp32"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load
 
 from soup import SoupError
-from soup.files import array_entry, canonical_json, staged, staged_folder, write_file, write_safetensors
+from soup.files import array_entry, canonical_json, staged, staged_folder, unlocated, write_file, write_safetensors
 
 
 def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
@@ -24,6 +24,15 @@ def test_canonical_json_does_not_depend_on_the_order_of_keys() -> None:
 def test_canonical_json_refuses_a_number_that_is_none() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         canonical_json(float("nan"))
+
+
+def test_a_message_that_travels_names_files_without_this_machines_folders(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    text = f"{tmp_path}/there/model.onnx: as {tmp_path}/link/val.yaml has it"
+    assert unlocated(text, tmp_path / "link") == "model.onnx: as val.yaml has it"
+    assert unlocated(text, tmp_path / "link", tmp_path) == "model.onnx: as val.yaml has it"
+    assert unlocated(text) == text
 
 
 def test_a_written_file_has_the_users_normal_permissions(tmp_path: Path) -> None:
