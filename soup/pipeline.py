@@ -151,14 +151,18 @@ def deployed_of(config: Config, larder: Larder, splits: Mapping[str, Split]) -> 
     """What makes candidates ready to be asked in `search.precision`; None where that is torch's own FP32."""
     if config.search.precision == "fp32":
         return None
-    rules, split = config.quantization, splits.get("train", splits["val"])
-    count = rules.samples
+    count, split = config.quantization.samples, splits.get("train", splits["val"])
     order = draw_calibration(splits, count=count) if "train" in splits else np.arange(min(count, len(split)))
     images = Images(split.inputs(order), list_sha256([split.hashes[row] for row in order]), split.name)
     return Deployed(
-        larder.model, config.search.precision, Rules(rules.method, rules.percentile, rules.backend, rules.rest), images,
-        config.export.opset, EVALUATION_BATCH,
-    )  # fmt: skip
+        larder.model, config.search.precision, int8_rules(config), images, config.export.opset, EVALUATION_BATCH
+    )
+
+
+def int8_rules(config: Config) -> Rules:
+    """How INT8 is made, of a candidate as of what ships."""
+    rules = config.quantization
+    return Rules(rules.method, rules.percentile, rules.backend, rules.rest)
 
 
 def rule_of(config: Config, metric: Metric, val: Split) -> Rule:

@@ -28,13 +28,14 @@ from soup.gates import Exit, Subject, exit_code, require_gates
 from soup.golden import GOLDEN, Golden, write_golden
 from soup.ladder import Rung, climb, shipped_graph
 from soup.manifest import seal, strangers
+from soup.pipeline import int8_rules
 from soup.proof import Artifact, Findings, outputs_check, place_of
 from soup.release_facts import Previous, as_json
 from soup.release_report import Heading, write_reports
 from soup.ship_facts import ONNX, release_facts
 from soup.single_cost import compare_cost
 from soup.target_plan import plan_for
-from soup.variants import Forge, Rules
+from soup.variants import Forge
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +149,9 @@ def _trial_hop(job: Job, graph: bytes, before: Before, label: str) -> Before:
 
 def _forge(job: Job) -> Forge:
     """What makes the lower precisions; it looks at images when it is first asked."""
-    rules = job.source.config.quantization
     return Forge(
         (job.stage / ONNX).read_bytes(), lambda: calibration_images(job.source, progress=job.progress),
-        Rules(rules.method, rules.percentile, rules.backend, rules.rest), where=ONNX, progress=job.progress,
+        int8_rules(job.source.config), where=ONNX, progress=job.progress,
         known=known_ranges(job.source.built.path),
     )  # fmt: skip
 
