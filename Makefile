@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo torchvision test check gpu torture companions nulls bench format schemas trt-names clean
+.PHONY: demo torchvision detection segmentation test check gpu torture companions nulls bench format schemas trt-names clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -20,6 +20,12 @@ demo: .venv/installed ## trains checkpoints, then soup build, export --trt, veri
 
 torchvision: .venv/installed ## the same for two of torchvision's networks (about 5 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/torchvision/run.sh
+
+detection: .venv/installed ## the same for a detector, on scenes of digits or on DATA=a Pascal VOC folder (about 15 minutes)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/detection/run.py $(DATA)
+
+segmentation: .venv/installed ## the same for masks (about 15 minutes on 2 cores)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/segmentation/run.py
 
 test: .venv/installed ## the whole test suite (under 10 minutes on 2 cores)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
@@ -57,4 +63,4 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build dist demo-out torchvision-out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist demo-out torchvision-out detection-out segmentation-out bccd-out .pytest_cache .mypy_cache .ruff_cache .hypothesis

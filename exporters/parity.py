@@ -61,6 +61,12 @@ def within(
     )
 
 
+def quantile_abs(reference: np.ndarray, candidate: np.ndarray, share: float) -> float:
+    """The absolute difference that `share` of all values keep to; NaN where one is no number."""
+    off = np.abs(reference.astype(np.float64) - candidate.astype(np.float64))
+    return float(np.quantile(off, share, method="lower")) if off.size else 0.0
+
+
 def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> OutputDifference:
     a = reference.reshape(len(reference), -1).astype(np.float64)
     b = candidate.reshape(len(candidate), -1).astype(np.float64)

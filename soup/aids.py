@@ -60,15 +60,22 @@ def geometry_of(larder: Larder, kitchen: Kitchen) -> Geometry:
 
 
 def logits_of(kitchen: Kitchen, sha: str, *, phase: Phase = "judging") -> np.ndarray:
-    """float [val, classes] of an ingredient alone, with its own statistics."""
+    """float [val, classes, …] of an ingredient alone, with its own statistics.
+
+    Raises SoupError where they are too large to be kept of every image, as those of masks may be.
+    """
     evaluation = kitchen.with_outputs({sha: 1.0}, "own", kitchen.val, phase=phase)
     logits: np.ndarray = next(iter((evaluation.outputs or {}).values()))
+    if len(logits) < len(kitchen.val):
+        held = f"{len(logits)} of {len(kitchen.val)} images"
+        raise SoupError(f"data.val: class scores are too large to be averaged: memory holds those of {held}.")
     return logits
 
 
 def value_of_logits(kitchen: Kitchen, logits: np.ndarray) -> float:
     """The metric of these logits on val."""
-    return kitchen.metric.reduce(kitchen.metric.per_sample({"logits": logits}, kitchen.val.targets))
+    metric, targets = kitchen.metric, kitchen.val.targets
+    return metric.reduce(metric.per_sample(metric.answers({"logits": logits}, targets), targets))
 
 
 def open_for(kitchen: Kitchen, wanted: Literal["auto", "torch", "onnxruntime"], *, plan: Plan) -> Backend:

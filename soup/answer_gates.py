@@ -19,7 +19,6 @@ from soup.judge import class_scores, paired, renamed_as
 from soup.per_class import per_class_gate
 from soup.statistics import Interval
 from soup.tasks import Metric
-from soup.tasks.classification import flips
 from soup.unpaired import design_effect, share_difference, wilson
 
 
@@ -27,8 +26,9 @@ from soup.unpaired import design_effect, share_difference, wilson
 class Answers:
     """What a model answered to all of val, as far as it is known; `label` is its name in a hop.
 
-    `per_sample` are the metric's statistics, `outputs` the model's, first axis the sample. A figure that another tool
-    states has neither, only `value`, and `n` where it says on how many images.
+    `per_sample` are the metric's statistics, `outputs` the model's (of the first samples, where they are large),
+    `answers` what they say of all, first axis the sample. A figure that another tool states has none of them, only
+    `value`, and `n` where it says on how many images.
     """
 
     label: str
@@ -36,11 +36,13 @@ class Answers:
     outputs: Arrays | None = None
     value: float | None = None
     n: int | None = None
+    answers: Arrays | None = None
 
     @staticmethod
     def of(label: str, evaluation: Evaluation) -> Answers:
         """Of an evaluation that went to its end."""
-        return Answers(label, evaluation.per_sample, evaluation.outputs, evaluation.value, evaluation.n_total)
+        n, outputs, answers = evaluation.n_total, evaluation.outputs, evaluation.answers
+        return Answers(label, evaluation.per_sample, outputs, evaluation.value, n, answers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ def flips_gate(
     """
     n, count = len(flipped), int(flipped.sum())
     share = count / n if n else math.nan
-    told = f"{count:,} of {n:,} images change their class"
+    told = f"{count:,} of {n:,} images change their answer"
     checks = []
     if max_count is not None:
         verdict = verdict_of(count <= max_count and n > 0, False)
@@ -118,9 +120,10 @@ class _Pair:
     @property
     def outputs(self) -> tuple[Arrays, Arrays] | None:
         """The other's and what ships, under the same names; None where one of them is not known."""
-        if self.other.outputs is None or self.after.outputs is None:
+        before, after = self.other.outputs, self.after.outputs
+        if before is None or after is None or len(before) != len(after):
             return None
-        return self.other.outputs, renamed_as(self.other.outputs, self.after.outputs)
+        return before, renamed_as(before, after)
 
 
 def _accuracy(rule: AccuracyGate, pair: _Pair) -> tuple[Check, ...]:
@@ -152,10 +155,12 @@ def _per_class(gate: PerClassGate, pair: _Pair) -> tuple[Check, ...]:
 
 
 def _flips(gate: FlipsGate, pair: _Pair) -> tuple[Check, ...]:
-    if pair.outputs is None:
-        return (_open(pair.subject, "flips", f"the outputs of the {pair.other.label} are not known"),)
+    before, after = pair.other.answers, pair.after.answers
+    if before is None or after is None:
+        return (_open(pair.subject, "flips", f"the answers of the {pair.other.label} are not known"),)
     share, count = gate.max_share, gate.max_count
-    return flips_gate(flips(*pair.outputs), pair.subject, max_share=share, max_count=count, groups=pair.on.groups)
+    changed = pair.on.metric.moves(before, renamed_as(before, after)).changed
+    return flips_gate(changed, pair.subject, max_share=share, max_count=count, groups=pair.on.groups)
 
 
 def _outputs(gate: OutputsGate, pair: _Pair) -> tuple[Check, ...]:

@@ -27,7 +27,15 @@ from soup.notes import not_finite, notes_of
 from soup.optimism import optimism
 from soup.score import Kitchen, Policy
 from soup.search import Found
-from soup.search_records import Answer, Cost, Explanation, OptimismRecord, TrialRecord, difference_record
+from soup.search_records import (
+    Answer,
+    Cost,
+    Explanation,
+    OptimismRecord,
+    ResolutionPoint,
+    TrialRecord,
+    difference_record,
+)
 from soup.statistics import FEWEST_UNITS, Interval
 from soup.trials import Trial
 from soup.weights import Weights
@@ -130,8 +138,9 @@ def optimism_of(kitchen: Kitchen, found: Found) -> OptimismRecord | None:
         return None
     metric = kitchen.metric
     told = optimism(
-        list(distinct.values()), metric.reduce, higher_is_better=metric.higher_is_better, groups=kitchen.val.groups
-    )
+        list(distinct.values()), metric.reduce, higher_is_better=metric.higher_is_better,
+        resampled=metric.resampled, groups=kitchen.val.groups,
+    )  # fmt: skip
     return OptimismRecord(
         finite(told.value), finite(told.standard_error), finite(told.ceiling), told.candidates, told.method
     )
@@ -166,7 +175,8 @@ def evaluations(found: Found, settled: Settled, judged: Judged) -> dict[str, np.
 def build_record(
     config: Config, out: Path, larder: Larder, splits: Mapping[str, Split], overlaps: Sequence[str],
     explanation: Explanation, cost: Cost, *,
-    kitchen: Kitchen, found: Found, settled: Settled, judged: Judged, seconds: float,
+    kitchen: Kitchen, found: Found, settled: Settled, judged: Judged, points: tuple[ResolutionPoint, ...],
+    seconds: float,
 ) -> BuildRecord:  # fmt: skip
     """build.json, but for the hashes of the files beside it."""
     single = found.singles[0]
@@ -211,6 +221,8 @@ def build_record(
         optimism=optimism_of(kitchen, found),
         explanation=explanation,
         seconds=seconds,
+        settings=kitchen.settings,
+        resolutions=points,
     )  # fmt: skip
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
@@ -17,16 +17,16 @@ from soup import SoupError
 from soup.files import STAGING_PREFIX, array_entry, readable_json, sha256_file, write_safetensors
 from soup.gates import Check
 from soup.lock import LOCK_NAME
-from soup.search_records import Answer, Cost, Difference, Explanation, OptimismRecord, Shares
+from soup.search_records import Answer, Cost, Difference, Explanation, OptimismRecord, ResolutionPoint, Shares
 
 SCHEMA_VERSION = 1
 RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS = (
     "recipe.json", "soup.safetensors", "build.json", "trials.json", "evaluations.safetensors",
 )  # fmt: skip
-LEDGER, PICTURE, RANGES = "ledger.sqlite", "soup.svg", "ranges.json"
+LEDGER, PICTURE, RANGES, RESOLUTIONS = "ledger.sqlite", "soup.svg", "ranges.json", "resolutions.safetensors"
 OURS = (
-    RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", PICTURE, RANGES, "release", "cache",
-    LOCK_NAME, LEDGER, f"{LEDGER}-journal", f"{LEDGER}.damaged",
+    RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS, "report.md", "report.html", PICTURE, RANGES, RESOLUTIONS, "release",
+    "cache", LOCK_NAME, LEDGER, f"{LEDGER}-journal", f"{LEDGER}.damaged",
 )  # fmt: skip
 
 
@@ -56,7 +56,11 @@ class WorstClass:
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One step from the best single to what ships, judged on all of a split; `worst_class` is None where none lost."""
+    """One step from the best single to what ships, judged on all of a split; `worst_class` is None where none lost.
+
+    `flips` counts images whose answer changed; `moved` says in a sentence how, and `figures` in numbers: boxes that
+    were lost, are new or moved, pixels that changed.
+    """
 
     name: str
     before: float | None
@@ -67,6 +71,8 @@ class Hop:
     split: str
     where: str
     worst_class: WorstClass | None = None
+    moved: str = ""
+    figures: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +156,8 @@ class BuildRecord:
     optimism: OptimismRecord | None
     explanation: Explanation | None
     seconds: float
+    resolutions: tuple[ResolutionPoint, ...] = ()
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)  # of the metric, `soup.tasks.Settings`
 
 
 @dataclass(frozen=True, slots=True)

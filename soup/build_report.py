@@ -17,6 +17,7 @@ from soup.build_tables import (
     shown_value,
     trials_table,
 )
+from soup.reference_sections import references_section, resolutions_section
 from soup.report import NONE, HopRow, bullets, checks_table, code, document, hops_table, plain, summary, table
 from soup.search_records import TrialRecord
 from soup.statistics import difference_text as change_text
@@ -43,6 +44,8 @@ def build_markdown(record: BuildRecord, trials: Sequence[TrialRecord], *, pictur
             "Set aside": bullets([f"'{name}' – {reason}" for name, reason in record.set_aside]),
             "What each ingredient adds": contributions_section(record),
             "Between the checkpoints": _picture(record, picture),
+            "More inference": references_section(record),
+            "Test resolution": resolutions_section(record),
             "BatchNorm": _policies(record),
             "Hop by hop": hops_table(
                 [hop_row(hop, unit=record.metric_unit) for hop in record.hops], unit=record.metric_unit
@@ -121,7 +124,13 @@ def hop_row(hop: Hop, *, unit: str, verdict: str | None = None) -> HopRow:
         _worst(min, [one.cosine for one in hop.outputs]),
         hop.after, hop.flips, difference_text(hop.difference, unit=unit), verdict or found,
         "" if hop.worst_class is None else f"{hop.worst_class.name}: {_worst_difference(hop.worst_class, unit)}",
+        moved_text(hop),
     )  # fmt: skip
+
+
+def moved_text(hop: Hop) -> str:
+    """How answers changed, of boxes and masks; of classes their number says it all."""
+    return "" if "flips" in hop.figures else hop.moved
 
 
 def _worst_difference(worst: WorstClass, unit: str) -> str:

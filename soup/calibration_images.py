@@ -14,7 +14,7 @@ from calib.samples import choose, list_sha256
 from soup import Progress, SoupError
 from soup.build_folder import RANGES
 from soup.export_source import Source
-from soup.larder import load_data, open_split
+from soup.larder import classes_of, load_data, open_split
 from soup.pipeline import cache_folder
 from soup.variants import Images
 
@@ -32,7 +32,8 @@ def calibration_images(source: Source, *, progress: Progress) -> Images:
     else:
         cache = cache_folder(config, folder)
         draw = 4 * max(count, config.batchnorm.samples)
-        train = open_split(config, "train", cache=cache, progress=progress, draw=draw)
+        classes = classes_of(source.val)
+        train = open_split(config, "train", cache=cache, progress=progress, draw=draw, classes=classes)
         others = [name for name in ("val", "test") if name not in source.splits]
         judging = load_data(config, others, cache=cache, progress=progress)
         excluded = {one for other in (*source.splits.values(), *judging.values()) for one in other.hashes}

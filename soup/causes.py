@@ -90,7 +90,7 @@ def likely_causes(
     soup = min(tried, key=lambda trial: kitchen.rule.rank(reachable(trial.evaluation)))
     best = found.singles[0].evaluation
     finished = kitchen.measure(soup.weights, kitchen.policy_for(soup.weights), kitchen.val, phase="explaining")
-    *agreed, classes = agreement_of(kitchen, pair.first, pair.second)
+    *agreed, classes = _agreement(config, kitchen, pair)
     case = _Case(
         config, kitchen, pair, labels, best, soup, finished,
         paired(kitchen.metric, finished.per_sample, best.per_sample, groups=kitchen.val.groups),
@@ -98,6 +98,14 @@ def likely_causes(
     )  # fmt: skip
     told = tuple(itertools.chain.from_iterable(cause(case) for cause in _CAUSES))
     return told or (_none_found(case),)
+
+
+def _agreement(config: Config, kitchen: Kitchen, pair: Pair) -> tuple[float, float, int]:
+    """Of classes, where every image has one; boxes and pixels are not renumbered."""
+    if "label" in kitchen.val.targets:
+        return agreement_of(kitchen, pair.first, pair.second)
+    classes = kitchen.settings.get("classes")
+    return 1.0, 1.0, classes if isinstance(classes, int) else 0
 
 
 def on_line(first: str, second: str, *, step: int, steps: int) -> Weights:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from calib import CalibError
+from exporters.runtimes import Arrays
 from soup import Progress, SoupError
 from soup.build_folder import claim_folder
 from soup.config import Config
@@ -21,7 +22,7 @@ from soup.estimate import Estimate, estimate
 from soup.expect import Comparison, compare
 from soup.files import finite
 from soup.gates import Exit
-from soup.larder import Larder, find_overlaps, gather, open_split, refuse_other_classes, refuse_other_shapes
+from soup.larder import Larder, classes_of, find_overlaps, gather, open_split, refuse_other_classes, refuse_other_shapes
 from soup.notes import notes_of
 from soup.pipeline import cache_folder, open_kitchen
 
@@ -124,11 +125,14 @@ def _gather(config: Config, out: Path, errors: list[SoupError | CalibError], pro
 def _open_splits(
     config: Config, cache: Path, errors: list[SoupError | CalibError], progress: Progress
 ) -> dict[str, Split]:
-    splits = {}
-    for name in ("train", "val", "test"):
+    splits: dict[str, Split] = {}
+    order = ("val", "train", "test") if config.classification.multilabel else ("train", "val", "test")
+    for name in order:
         if getattr(config.data, name) is not None:
             with _kept(errors):
-                splits[name] = open_split(config, name, cache=cache, progress=progress)
+                classes = classes_of(splits.get("val"))
+                splits[name] = open_split(config, name, cache=cache, progress=progress, classes=classes)
+    splits = {name: splits[name] for name in ("train", "val", "test") if name in splits}
     with _kept(errors):
         refuse_other_classes(splits)
         refuse_other_shapes(splits)
@@ -148,7 +152,17 @@ def _ingredients(larder: Larder, config: Config) -> tuple[CheckedIngredient, ...
 
 def _checked(split: Split) -> CheckedSplit:
     groups = None if split.groups is None else len(np.unique(split.groups))
-    return CheckedSplit(len(split), len(np.unique(split.targets["label"])), groups, split.skipped)
+    return CheckedSplit(len(split), _classes(split.targets), groups, split.skipped)
+
+
+def _classes(targets: Arrays) -> int:
+    """Those that occur in an image, a box or a mask."""
+    if "mask" in targets:
+        return int(np.count_nonzero(np.bincount(targets["mask"].reshape(-1), minlength=256)[:255]))
+    if "labels" in targets and targets["labels"].dtype == bool:
+        return int(targets["labels"].any(axis=0).sum())
+    found = np.unique(targets["labels"] if "labels" in targets else targets["label"])
+    return int((found >= 0).sum())
 
 
 def _warnings(larder: Larder | None, cost: Estimate | None) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from soup import Progress, __version__
+from soup import Progress, SoupError, __version__
 from soup.cli_options import Allow, Json, Sets, Val
 from soup.cli_release import bench, export, merge, verify
 from soup.gates import Exit
@@ -84,6 +84,10 @@ def build(
     recipe: Annotated[
         Path | None, typer.Option("--recipe", metavar="FILE", help="Cook this recipe.json again instead of searching.")
     ] = None,
+    resolutions: Annotated[
+        str | None,
+        typer.Option("--resolutions", metavar="LIST", help="Measure the winner at these times its size: 0.7..1.4."),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say of each evaluation why an earlier one could not be reused.")
     ] = False,
@@ -103,7 +107,8 @@ def build(
     def work(progress: Progress) -> tuple[object, int]:
         from soup.config import load_config
 
-        config = load_config(val, overrides=sets)
+        swept = [] if resolutions is None else [f"preprocess.sweep.scales=[{', '.join(_scales(resolutions))}]"]
+        config = load_config(val, overrides=[*sets, *swept])
         if recipe:
             from soup.recook import recook
 
@@ -114,6 +119,20 @@ def build(
         return result, result.exit_code
 
     run_command("build --recipe" if recipe else "build", work, json=json)
+
+
+def _scales(text: str) -> list[str]:
+    """0.7..1.4 as eight scales a tenth apart; a list as it is."""
+    first, dots, last = text.partition("..")
+    if not dots:
+        return [part.strip() for part in text.split(",")]
+    try:
+        steps = round((float(last) - float(first)) * 10)
+    except ValueError:
+        steps = -1
+    if not 0 <= steps <= 40:
+        raise SoupError(f"--resolutions {text}: expected scales from the smaller to the larger, as 0.7..1.4.")
+    return [f"{float(first) + step / 10:.10g}" for step in range(steps + 1)]
 
 
 for command in (export, verify, merge, bench):

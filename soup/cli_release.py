@@ -34,6 +34,10 @@ def export(
         str | None,
         typer.Option("--precision", metavar="LIST", help="In order, as int8,fp16: the first to pass ships."),
     ] = None,
+    resolution: Annotated[
+        str | None,
+        typer.Option("--resolution", metavar="SCALE", help="best, or a scale that build --resolutions measured."),
+    ] = None,
     target: Annotated[
         str | None, typer.Option("--target", help="The device it is for, as jetson-orin-jp6.2 or rtx-4060.")
     ] = None,
@@ -65,6 +69,7 @@ def export(
             baseline=baseline,
             device=device,
             allow_inconclusive=allow_inconclusive,
+            resolution=resolution,
         )
         overrides = [*sets, *(f"gates.{gate}" for gate in gates)]
         overrides += [] if precision is None else [f"export.precision=[{precision}]"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, JsonValue, PrivateAttr, ValidationError, ValidationInfo, field_validator
 
@@ -13,6 +14,7 @@ from soup import SoupError
 from soup.config_errors import problems_of
 from soup.export_sections import Export, Quantization
 from soup.gate_sections import Gates
+from soup.metric_names import OWN_METRIC, Task, is_name, names_of
 from soup.search_sections import Explain, Search
 from soup.sections import (
     Batchnorm,
@@ -24,6 +26,7 @@ from soup.sections import (
     Section,
     expects,
 )
+from soup.task_sections import Classification, Detection, Segmentation
 from soup.yaml_source import Problem, Source, override, read_source
 
 _SHORTHANDS = {"checkpoints": "files"}  # a bare list of globs is fine too
@@ -47,17 +50,20 @@ class Config(Section):
     """what is averaged; a bare list of globs is fine too"""
     expect: Expect | None = None
     """a figure that a trainer reported, for `soup check`"""
-    task: Annotated[
-        Literal["classification"],
-        expects("'classification' (detection and segmentation come with a later version)"),
-    ] = "classification"
+    task: Annotated[Task, expects("'classification', 'detection' or 'segmentation'")] = "classification"
     """what the model does"""
+    classification: Classification = Field(default_factory=Classification)
+    """how class scores are read"""
+    detection: Detection = Field(default_factory=Detection)
+    """how a network's outputs become boxes"""
+    segmentation: Segmentation = Field(default_factory=Segmentation)
+    """how a network's outputs become masks"""
     data: Data
     """images with their labels"""
     preprocess: Preprocess | None = None
     """from an image to what the model sees; null where the data are float tensors already"""
-    metric: Literal["accuracy", "top5", "cross_entropy"] = "accuracy"
-    """what is compared"""
+    metric: str = ""
+    """what is compared, as accuracy, map or miou, which an empty one means; or './file.py:name' of your own"""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), expects("auto, cpu, cuda or cuda:0")] = "auto"
     """where torch runs"""
     search: Search = Field(default_factory=Search)
@@ -77,6 +83,21 @@ class Config(Section):
 
     _folder: Path = PrivateAttr(Path())
 
+    @field_validator("metric")
+    @classmethod
+    def _metric_of_the_task(cls, metric: str, info: ValidationInfo) -> str:
+        task = info.data.get("task")
+        if task is None:
+            return metric
+        multilabel = task == "classification" and (section := info.data.get("classification")) and section.multilabel
+        if metric == "weighted_accuracy" and info.data["classification"].class_weights is None:
+            raise ValueError("weighted_accuracy needs classification.class_weights, which are not given. Give them")
+        metric = metric or (names_of(task, multilabel=bool(multilabel))[0])
+        if re.fullmatch(OWN_METRIC, metric) or is_name(metric, task=task, multilabel=bool(multilabel)):
+            return metric
+        known = ", ".join(names_of(task, multilabel=bool(multilabel)))
+        raise ValueError(f"'{metric}' is not known for {task}. Expected one of {known}, or your own './file.py:name'")
+
     @field_validator("search")
     @classmethod
     def _methods_have_what_they_need(cls, search: Search, info: ValidationInfo) -> Search:
@@ -88,11 +109,33 @@ class Config(Section):
             )
         if search.precision == "int8" and data and data.train is None:
             raise ValueError("INT8 ranges are measured on data.train, which is not given. Give it, or score in fp16")
+        task = info.data.get("task")
+        gradient = sorted({"learned", "learned_layers"} & set(search.methods))
+        if gradient and task in ("detection", "segmentation"):
+            raise ValueError(f"'{gradient[0]}' learns from one label per image, and the task is {task}. Leave it out")
+        if "ranked" in search.methods and task == "detection":
+            raise ValueError("'ranked' averages class scores, and the task is detection. Leave it out")
         checkpoints = info.data.get("checkpoints")
         needing = sorted({"wise_ft", "model_stock"} & set(search.methods))
         if needing and checkpoints and checkpoints.base is None:
             raise ValueError(f"'{needing[0]}' starts from checkpoints.base, which is not given. Give it too")
         return search
+
+    @field_validator("export")
+    @classmethod
+    def _nms_is_for_boxes(cls, export: Export, info: ValidationInfo) -> Export:
+        detection = info.data.get("detection")
+        if export.nms == "none" or detection is None:
+            return export
+        if info.data.get("task") != "detection":
+            raise ValueError(f"export.nms is {export.nms}, and the task is {info.data.get('task')}. Leave it out")
+        rules = detection.suppression
+        if rules.method != "nms" or rules.voting_iou is not None:
+            raise ValueError(
+                f"export.nms: {export.nms} does plain NMS, and detection.suppression asks for "
+                f"{rules.method if rules.method != 'nms' else 'box voting'}. Use one and the same"
+            )
+        return export
 
     @field_validator("release")
     @classmethod

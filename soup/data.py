@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,8 @@ from soup import SoupError
 from soup.decoded import Decoded, Progress, decode
 from soup.files import canonical_json, sha256_bytes
 from soup.preprocess import Preprocess, normalize
-from soup.sources import drawn, open_source, several
+from soup.sources import Given, drawn, several
+from soup.truth import LABELS, Reader, without_bad
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +24,14 @@ class Split:
 
     name: str
     images: np.ndarray  # read-only: uint8 [n, height, width, channels], or float32 [n, …] fed as it is
-    targets: Arrays  # "label": int64 [n]
+    targets: Arrays  # first axis n, by task: see `soup.truth`
     ids: tuple[str, ...]
     hashes: tuple[str, ...]  # SHA-256 of each row of `images`, as `calib.samples.sample_sha256`
     groups: np.ndarray | None  # str [n]
     class_names: tuple[str, ...] | None
     skipped: tuple[tuple[str, str], ...]  # (id, reason)
     preprocess: Preprocess | None
+    notes: tuple[str, ...] = ()  # on what was read
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,7 +48,7 @@ class Split:
         """Of the targets and groups, in the order of the samples."""
         groups = np.array([]) if self.groups is None else self.groups
         named = {**self.targets, "group": groups}
-        return sha256_bytes(canonical_json({name: array.tolist() for name, array in named.items()}))
+        return sha256_bytes(canonical_json({name: _told(array) for name, array in named.items()}))
 
     def inputs(self, indices: np.ndarray) -> np.ndarray:
         """What the model is fed for the samples at `indices`: float32 [n, channels, height, width]."""
@@ -63,22 +65,23 @@ class Split:
 
 def load_split(
     name: str,
-    source: str | Callable[[], object],
+    source: Given,
     *,
     folder: Path,
     preprocess: Preprocess | None,
     cache: Path,
     max_gb: float,
     on_bad: Literal["fail", "skip"],
+    reader: Reader = LABELS,
     draw: int | None = None,
     progress: Progress | None = None,
 ) -> Split:
-    """Open a split; `sources.open_source` says what `source` may be, `decoded.decode` how `cache` keeps its images.
+    """Open a split; `reader` says what `source` may be, `decoded.decode` how `cache` keeps its images.
 
     With `draw`, no more samples than that are decoded (`sources.drawn`).
     Raises SoupError for what these refuse, and for unreadable images (all at once) unless `on_bad` is "skip".
     """
-    listed = open_source(name, source, folder=folder, max_bytes=max_gb * 1e9)
+    listed, aside = without_bad(reader.open(name, source, folder=folder, max_bytes=max_gb * 1e9), on_bad=on_bad)
     listed = listed if draw is None else drawn(listed, draw)
     decoded = decode(listed, preprocess, cache=cache, max_bytes=max_gb * 1e9, progress=progress)
     if decoded.skipped and on_bad == "fail":
@@ -91,14 +94,22 @@ def load_split(
     return Split(
         name=name,
         images=decoded.images,
-        targets={"label": np.array([sample.label for sample in decoded.samples], np.int64)},
+        targets=reader.targets(decoded, preprocess, origin=listed.origin, judges=name != "train"),
         ids=tuple(sample.id for sample in decoded.samples),
         hashes=decoded.hashes,
         groups=_groups(decoded),
         class_names=listed.class_names,
-        skipped=decoded.skipped,
+        skipped=(*aside, *decoded.skipped),
         preprocess=preprocess,
+        notes=listed.notes,
     )
+
+
+def _told(array: np.ndarray) -> object:
+    """An array as JSON; what is larger than a list by its content."""
+    if array.ndim == 1:
+        return array.tolist()
+    return [str(array.dtype), list(array.shape), sha256_bytes(np.ascontiguousarray(array).tobytes())]
 
 
 def _groups(decoded: Decoded) -> np.ndarray | None:

@@ -17,11 +17,12 @@ import numpy as np
 from calib.samples import sample_sha256
 from soup import SoupError
 from soup.files import canonical_json, readable_json, sha256_bytes, staged
-from soup.preprocess import Preprocess, backend_version, fit
+from soup.preprocess import Preprocess, backend_version, fit, read_rgb
 from soup.sources import Sample, Source, several
 
 Progress = Callable[[int, int], None]  # (done, total as far as known)
-FORMAT = 1  # part of the cache's name
+FORMAT = 2  # part of the cache's name
+_Row = tuple[np.ndarray, tuple[int, int]]  # as it is kept, and (height, width) before
 _IN_FLIGHT = 64  # samples; what a function gives need not fit in memory at once
 
 
@@ -33,6 +34,7 @@ class Decoded:
     hashes: tuple[str, ...]
     samples: tuple[Sample, ...]  # without their images
     skipped: tuple[tuple[str, str], ...]  # (id, reason)
+    sizes: np.ndarray  # int64 [n, 2]: (height, width) of each image before its geometry
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class _Index:
     dtype: str
     hashes: tuple[str, ...]
     skipped: Mapping[int, str]  # place in the source → reason
+    sizes: tuple[tuple[int, int], ...]  # (height, width) before the geometry
 
 
 def decode(
@@ -76,12 +79,14 @@ def _open(path: Path, source: Source, preprocess: Preprocess | None) -> Decoded 
     try:
         record = json.loads(path.with_name(f"{path.name}.json").read_bytes())
         skipped = {int(place): str(reason) for place, reason in record["skipped"].items()}
-        index = _Index(tuple(record["shape"]), str(record["dtype"]), tuple(record["hashes"]), skipped)
+        sizes = tuple((int(height), int(width)) for height, width in record["sizes"])
+        index = _Index(tuple(record["shape"]), str(record["dtype"]), tuple(record["hashes"]), skipped, sizes)
         images = _map(path.with_name(f"{path.name}.raw"), index)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     samples = list(source.samples)
-    fits = len(images) + len(skipped) == len(samples) and skipped.keys() <= set(range(len(samples)))
+    fits = len(images) == len(index.sizes) and len(images) + len(skipped) == len(samples)
+    fits = fits and skipped.keys() <= set(range(len(samples)))
     if not fits or _hashes(images) != index.hashes:
         return None
     still_bad = all(isinstance(_attempt(samples[place], preprocess), SoupError) for place in skipped)
@@ -103,6 +108,7 @@ def _decoded(images: np.ndarray, index: _Index, samples: list[Sample]) -> Decode
             replace(sample, image=None) for place, sample in enumerate(samples) if place not in index.skipped
         ),
         skipped=tuple((samples[place].id, reason) for place, reason in index.skipped.items()),
+        sizes=np.array(index.sizes, np.int64).reshape(-1, 2),
     )
 
 
@@ -114,13 +120,16 @@ def _write(
     hashes: list[str] = []
     skipped: dict[int, str] = {}
     odd: list[str] = []
+    sizes: list[tuple[int, int]] = []
     first: np.ndarray | None = None
     with path.open("wb") as file:
-        for place, (sample, row) in enumerate(_rows(source.samples, preprocess)):
+        for place, (sample, found) in enumerate(_rows(source.samples, preprocess)):
             samples.append(replace(sample, image=None))
-            if isinstance(row, SoupError):
-                skipped[place] = str(row)
+            if isinstance(found, SoupError):
+                skipped[place] = str(found)
             else:
+                row, size = found
+                sizes.append(size)
                 first = row if first is None else first
                 _refuse_excess(source, max(source.count or 0, len(hashes) + 1), first, max_bytes=max_bytes)
                 odd += [f"{sample.id} is {_size(row)}"] if row.shape != first.shape else []
@@ -132,9 +141,9 @@ def _write(
     if odd:
         raise SoupError(
             f"{source.origin}: {len(odd)} images differ in size, expected {_size(first)} as the first: {several(odd)}. "
-            "Set preprocess.resize to [height, width], resize and crop, or letterbox."
+            "Set preprocess.resize to [height, width], resize and crop, or letterbox without a stride."
         )
-    return _Index((len(hashes), *first.shape), str(first.dtype), tuple(hashes), skipped), samples
+    return _Index((len(hashes), *first.shape), str(first.dtype), tuple(hashes), skipped, tuple(sizes)), samples
 
 
 def _refuse_all(source: Source, skipped: Sequence[tuple[str, str]]) -> NoReturn:
@@ -153,7 +162,7 @@ def _put(file: BinaryIO, row: np.ndarray) -> str:
     return sample_sha256(row)
 
 
-def _rows(samples: Iterable[Sample], preprocess: Preprocess | None) -> Iterator[tuple[Sample, np.ndarray | SoupError]]:
+def _rows(samples: Iterable[Sample], preprocess: Preprocess | None) -> Iterator[tuple[Sample, _Row | SoupError]]:
     """In the order of `samples`, whatever thread is first."""
     waiting = iter(samples)
     with ThreadPoolExecutor(_threads()) as pool:
@@ -161,11 +170,15 @@ def _rows(samples: Iterable[Sample], preprocess: Preprocess | None) -> Iterator[
             yield from zip(chunk, pool.map(lambda sample: _attempt(sample, preprocess), chunk), strict=True)
 
 
-def _attempt(sample: Sample, preprocess: Preprocess | None) -> np.ndarray | SoupError:
+def _attempt(sample: Sample, preprocess: Preprocess | None) -> _Row | SoupError:
     if isinstance(sample.image, SoupError):
         return sample.image
     try:
-        return _as_fed(sample.image) if preprocess is None else fit(sample.image, preprocess)
+        if preprocess is None:
+            row = _as_fed(sample.image)
+            return row, (int(row.shape[-2]) if row.ndim > 1 else 1, int(row.shape[-1]) if row.ndim else 1)
+        pixels = read_rgb(sample.image, preprocess.backend)
+        return fit(pixels, preprocess), (pixels.shape[0], pixels.shape[1])
     except SoupError as error:
         return error
 

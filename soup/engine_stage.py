@@ -51,8 +51,9 @@ def make_engine(job: Job, graph: Proved) -> Engine:
             (job.stage / name).unlink(missing_ok=True)
         return _unbuilt(job, error, f"{graph.artifact.label} → engine")
     artifact = Artifact(
-        ENGINE, "engine", built.sha256, graph.artifact.batch, graph.artifact.tolerance, graph.artifact.precision
-    )
+        ENGINE, "engine", built.sha256, graph.artifact.batch, graph.artifact.tolerance, graph.artifact.precision,
+        graph.artifact.boxes,
+    )  # fmt: skip
     job.findings.verified.append(built_proof(ENGINE, built))
     hop = f"{graph.artifact.label} → engine"
     checks = [replace(built_check(built), hop=hop)]

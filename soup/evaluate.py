@@ -12,9 +12,16 @@ from exporters.runtimes import Arrays, Predict
 from soup import SoupError
 from soup.tasks import Metric
 
+KEPT_BYTES = 256 * 1024**2  # of raw outputs, for each evaluation
+_ANSWERS = "answers/"
+
 
 class Samples(Protocol):
     """What is evaluated on: preprocessed batches of inputs with their targets, any number of times."""
+
+    @property
+    def targets(self) -> Arrays:
+        """Of all samples, in their order."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -32,10 +39,11 @@ class Evaluation:
     per_sample: Arrays  # statistics of the metric, first axis n_total (zeros where not seen)
     value: float | None  # None where it stopped early
     bound: float | None  # the best value that was still within reach, where it stopped
-    outputs: Arrays | None = None  # every output, first axis n_total, where they were asked for
+    outputs: Arrays | None = None  # every output of the first samples (`kept_rows`), where they were asked for
     not_finite: int = 0  # samples seen with NaN or Inf in any output
     difficulty: np.ndarray | None = None  # float32[n_total], `Metric.difficulty`; 0 where not seen
     worst: float | None = None  # the worst value that was still within reach, where it stopped
+    answers: Arrays | None = None  # `Metric.answers`, first axis n_total, where they were asked for
 
 
 @dataclass(slots=True)
@@ -46,28 +54,64 @@ class Memory:
     per_sample: dict[str, np.ndarray] = field(default_factory=dict)
     difficulty: np.ndarray | None = None
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    answers: dict[str, np.ndarray] = field(default_factory=dict)  # empty where they are the outputs themselves
+    known: Arrays = field(default_factory=dict)  # `Metric.known` of all samples
 
     @staticmethod
-    def of(evaluation: Evaluation, outputs: Arrays | None = None) -> Memory:
-        """What an evaluation saw, copied."""
+    def of(evaluation: Evaluation, kept: Arrays | None = None) -> Memory:
+        """What an evaluation saw, copied; `kept` as `kept_arrays` has it."""
+        outputs, answers = outputs_and_answers(kept or {})
         return Memory(
             evaluation.seen.copy(), _copied(evaluation.per_sample),
-            None if evaluation.difficulty is None else evaluation.difficulty.copy(), _copied(outputs or {}),
+            None if evaluation.difficulty is None else evaluation.difficulty.copy(), _copied(outputs),
+            {} if answers is outputs else _copied(answers),
         )  # fmt: skip
 
     def shown(self, seen: np.ndarray, metric: Metric, *, stopped: bool, keep_outputs: bool) -> Evaluation:
         """As an evaluation that saw these samples and no others, so that it does not tell what else is known."""
         per_sample = _masked(self.per_sample, seen)
         difficulty = None if self.difficulty is None else _masked({"": self.difficulty}, seen)[""]
+        outputs = _masked(self.outputs, seen) if keep_outputs else None
         return Evaluation(
             len(seen), seen, per_sample,
             None if stopped else metric.reduce(per_sample),
-            metric.upper_bound(per_sample, seen) if stopped else None,
-            _masked(self.outputs, seen) if keep_outputs else None,
+            metric.upper_bound(self.bounded(seen), seen) if stopped else None,
+            outputs,
             0 if difficulty is None else int(np.isposinf(difficulty).sum()),
             difficulty,
-            metric.worst_bound(per_sample, seen) if stopped else None,
+            metric.worst_bound(self.bounded(seen), seen) if stopped else None,
+            None if outputs is None else _masked(self.answers, seen) if self.answers else outputs,
         )  # fmt: skip
+
+    def bounded(self, seen: np.ndarray) -> dict[str, np.ndarray]:
+        """The statistics of these samples, with what is known of the others before they are asked."""
+        return {**_masked(self.per_sample, seen), **self.known}
+
+
+def kept_rows(outputs: Arrays, total: int) -> int:
+    """Of how many samples, from the first on, raw outputs are kept: as many as KEPT_BYTES hold. Dense heads are large.
+
+    The same for every runtime, as their rows are equally large.
+    """
+    rows = len(next(iter(outputs.values())))
+    row_bytes = sum(array.nbytes for array in outputs.values()) / max(1, rows)
+    return int(min(total, max(1, KEPT_BYTES // max(1, row_bytes))))
+
+
+def kept_arrays(evaluation: Evaluation) -> Arrays | None:
+    """Outputs and answers as one mapping, for the ledger; answers that are the outputs themselves once."""
+    if evaluation.outputs is None or evaluation.answers is None:
+        return evaluation.outputs
+    if evaluation.answers is evaluation.outputs:
+        return evaluation.outputs
+    return {**evaluation.outputs, **{f"{_ANSWERS}{name}": array for name, array in evaluation.answers.items()}}
+
+
+def outputs_and_answers(kept: Arrays) -> tuple[Arrays, Arrays]:
+    """What `kept_arrays` put together."""
+    answers = {name.removeprefix(_ANSWERS): array for name, array in kept.items() if name.startswith(_ANSWERS)}
+    outputs = {name: array for name, array in kept.items() if not name.startswith(_ANSWERS)}
+    return outputs, answers or outputs
 
 
 def evaluate(
@@ -99,6 +143,7 @@ def evaluate(
     if not np.array_equal(np.sort(wanted), np.arange(total)):
         raise ValueError(f"order is no permutation of {total} samples")
     memory = Memory(np.zeros(total, bool)) if memory is None else memory
+    memory.known = metric.known(samples.targets)
     seen = np.zeros(total, bool) if start is None else start.copy()
     limit = total if limit is None else limit
     stopped = bool(seen.any()) and (seen.sum() >= limit or _falls_short(memory, seen, must_beat, metric))
@@ -126,7 +171,7 @@ def without_numbers(outputs: Arrays, targets: Arrays, metric: Metric, *, total: 
     """
     nothing = {name: np.full((total, *array.shape[1:]), np.nan, np.float32) for name, array in outputs.items()}
     hardest = np.full(total, np.inf, np.float32)
-    statistics = metric.per_sample(nothing, targets)
+    statistics = metric.per_sample(metric.answers(nothing, targets), targets)
     return Evaluation(total, np.ones(total, bool), statistics, np.nan, None, None, total, hardest)
 
 
@@ -141,24 +186,34 @@ def _ask(
         outputs = predict(inputs)
         check_rows(outputs, len(indices))
         _mark(memory.seen, indices)
-        statistics = metric.per_sample(outputs, targets)
+        answers = metric.answers(outputs, targets)
+        statistics = metric.per_sample(answers, targets)
         _scatter(memory.per_sample, statistics, indices, total=len(memory.seen))
-        difficulty = np.where(_finite_rows(outputs, len(indices)), metric.difficulty(outputs, targets), np.inf)
+        difficulty = np.where(_finite_rows(outputs, len(indices)), metric.difficulty(answers, targets), np.inf)
         hard = {} if memory.difficulty is None else {"": memory.difficulty}
         _scatter(hard, {"": difficulty.astype(np.float32)}, indices, total=len(memory.seen))
         memory.difficulty = hard[""]
         if keep_outputs:
-            _scatter(memory.outputs, outputs, indices, total=len(memory.seen))
+            _keep(memory, outputs, answers, indices)
         asked += len(indices)
     if asked != len(rows):
         raise ValueError(f"the batches held {asked} of {len(rows)} samples")
+
+
+def _keep(memory: Memory, outputs: Arrays, answers: Arrays, indices: np.ndarray) -> None:
+    total = len(memory.seen)
+    rows = len(next(iter(memory.outputs.values()))) if memory.outputs else kept_rows(outputs, total)
+    first = indices < rows
+    _scatter(memory.outputs, {name: array[first] for name, array in outputs.items()}, indices[first], total=rows)
+    if answers is not outputs or rows < total:
+        _scatter(memory.answers, answers, indices, total=total)
 
 
 def _falls_short(memory: Memory, seen: np.ndarray, must_beat: float | None, metric: Metric) -> bool:
     """Whether the best that unseen samples could still give is not enough."""
     if must_beat is None or seen.all():
         return False
-    bound = metric.upper_bound(_masked(memory.per_sample, seen), seen)
+    bound = metric.upper_bound(memory.bounded(seen), seen)
     if bound is None:
         return False
     return not (bound >= must_beat if metric.higher_is_better else bound <= must_beat)
@@ -202,7 +257,8 @@ def _masked(arrays: Arrays, seen: np.ndarray) -> dict[str, np.ndarray]:
         return dict(arrays)
     masked = {name: np.zeros_like(array) for name, array in arrays.items()}
     for name, array in arrays.items():
-        masked[name][seen] = array[seen]
+        rows = seen[: len(array)]
+        masked[name][rows] = array[rows]
     return masked
 
 

@@ -91,7 +91,10 @@ def _attempts(case: _Case) -> Iterator[Attempt]:
 
 
 def _other_numbers(case: _Case) -> Iterator[Attempt]:
-    labels, names, outputs = case.val.targets["label"], case.val.class_names, case.evaluation.outputs or {}
+    """Of classes; told only where each image has one."""
+    if "label" not in case.val.targets:
+        return
+    labels, names, outputs = case.val.targets["label"], case.val.class_names, case.evaluation.answers or {}
     if (numbers := renumbered(outputs, labels)) is None:
         return
     metric = case.kitchen.metric

@@ -49,7 +49,7 @@ def hold(source: Source, baseline: Baseline | None, now: Interface, *, cost: Pai
     best_single = source.built.per_sample("best_single", "val")
     against: dict[Against, Answers] = {
         "best_single": Answers("best single", best_single, None, record.best_single.val, len(val)),
-        "soup": Answers.of(record.winner.label, source.answers["val"]),
+        "soup": Answers.of(source.label, source.answers["val"]),
     }
     asked = [name for name in gates.against_baseline if name != "gates.latency.relative"]
     if baseline is not None and asked:

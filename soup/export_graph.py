@@ -30,6 +30,6 @@ def _metadata(source: Source) -> dict[str, str]:
     return {
         "soup.task": source.config.task,
         "soup.labels": canonical_json(source.val.class_names).decode(),
-        "soup.preprocess": canonical_json(preprocess.model_dump(mode="json") if preprocess else None).decode(),
+        "soup.preprocess": canonical_json(preprocess.facts if preprocess else None).decode(),
         "soup.recipe_sha256": sha256_file(source.built.path / RECIPE),
     }

@@ -14,13 +14,15 @@ if TYPE_CHECKING:  # what a command gives; its module is loaded by then, and nee
 
 def export_lines(result: ExportResult) -> Iterator[str]:
     """Everything that a reader of the terminal should know, the digest to sign last."""
+    from soup.build_report import moved_text
     from soup.build_tables import difference_text
     from soup.precision_tables import lost_sentence
     from soup.release_report import cost_sentence
 
     findings = result.findings
     for hop in findings.hops:
-        flips = "" if hop.flips is None else f", {hop.flips} flips"
+        told = moved_text(hop)
+        flips = "" if hop.flips is None else f", {told}" if told else f", {hop.flips} flips"
         worst = max((one.max_abs for one in hop.outputs if one.max_abs is not None), default=None)
         moved = "" if worst is None else f", outputs max {worst:.1e}"
         difference = difference_text(hop.difference, unit=result.metric_unit)

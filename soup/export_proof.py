@@ -17,17 +17,21 @@ from soup.export_source import Source
 from soup.files import finite, unlocated
 from soup.gates import Check, Subject
 from soup.judge import hop
-from soup.pipeline import EVALUATION_BATCH
+from soup.pipeline import evaluation_batch
 from soup.proof import (
+    OUTLIERS,
     TIMED,
+    WITH_NMS,
     Artifact,
     Findings,
     as_fed,
+    boxes_check,
     fed,
     open_artifact,
     outputs_check,
     place_of,
     proof_of,
+    suppression_of,
     time_in_turns,
     time_runtime,
 )
@@ -45,6 +49,7 @@ class Options:
     baseline: Path | None = None
     device: str | None = None  # what the user calls the device that this runs on
     allow_inconclusive: bool = False
+    resolution: str | None = None  # "best" or a scale, of those that the build measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ def answers_of(job: Job, runtime: Runtime, what: str) -> Evaluation:
     """What a runtime answers to all of val, outputs kept."""
     source = job.source
     return evaluate(
-        fed(runtime), source.val, source.metric, batch=EVALUATION_BATCH, keep_outputs=True,
+        fed(runtime), source.val, source.metric, batch=evaluation_batch(source.config), keep_outputs=True,
         progress=lambda done, total: job.progress(f"{what} on val", done, total),
     )  # fmt: skip
 
@@ -134,9 +139,18 @@ def _prove(job: Job, runtime: Runtime, artifact: Artifact, before: Before, *, na
     golden = as_fed(source.golden_inputs, runtime.inputs)
     job.progress(f"timing {artifact.file}: {TIMED}", 0, 0)
     latency = findings.latency[artifact.file] = time_runtime(runtime, golden, artifact)
+    if source.config.task == "detection" and not artifact.boxes:
+        after = suppression_of(source.metric, golden_targets(source), artifact)
+        findings.latency[artifact.file + WITH_NMS] = time_runtime(runtime, golden, artifact, then=after)
     findings.values[artifact.file] = None if answers.value is None else finite(answers.value)
     findings.verified.append(proof_of(artifact, runtime.info, proved=("outputs", "metric", "latency")))
-    outputs = outputs_check(reference, found, subject, limit=math.inf if limit is None else limit)
+    most = math.inf if limit is None else limit
+    if artifact.boxes:
+        moves = source.metric.moves(before.answers.answers or {}, answers.answers or {})
+        outputs = boxes_check(moves, subject, limit=most)
+    else:
+        outliers = OUTLIERS.get(source.config.task, 0.0)
+        outputs = outputs_check(reference, found, subject, limit=most, outliers=outliers)
     moved = outputs.measured or 0.0  # of what is no number there is no tolerance either; it fails as it is
     return Proved(
         artifact=replace(artifact, tolerance=max(artifact.tolerance, _MARGIN * moved)),
@@ -152,6 +166,11 @@ def _prove(job: Job, runtime: Runtime, artifact: Artifact, before: Before, *, na
             Timing(latency, place, lambda other: time_in_turns(runtime, other, golden, artifact)),
         ),
     )
+
+
+def golden_targets(source: Source) -> Arrays:
+    """The targets of the golden samples."""
+    return {name: array[source.golden_rows] for name, array in source.golden.targets.items()}
 
 
 def _gates(job: Job, artifact: Artifact, answers: Evaluation, timing: Timing) -> tuple[Check, ...]:

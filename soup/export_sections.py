@@ -96,8 +96,10 @@ class Export(Section):
     """the device that the release is for, as jetson-orin-jp6.2 or rtx-4060; decides what may be asked and built"""
     engine: Engine = Field(default_factory=Engine)
     """how TensorRT builds the engine"""
-    nms: Annotated[Literal["none"], expects("'none' (detection comes with a later version)")] = "none"
-    """where boxes are filtered"""
+    nms: Annotated[Literal["none", "onnx", "efficientnms_trt"], expects("'none', 'onnx' or 'efficientnms_trt'")] = (
+        "none"
+    )
+    """where a detector's boxes are thinned out: after the graph, inside by ONNX's operators, or by TensorRT's plugin"""
     prepare: Spec | None = None
     """callable(model) -> model, called before the export"""
     opset: Annotated[Whole, Field(ge=13, le=24)] = 18

@@ -17,15 +17,18 @@ from soup import Progress, SoupError
 from soup.build_folder import SOUP, BuildFolder, BuildRecord, SplitRecord
 from soup.callables import call, resolve
 from soup.checkpoint import load_state, read_checkpoint, state_sha256, with_names
+from soup.chosen_resolution import install_statistics, label_of
 from soup.config import Config, apply_overrides
 from soup.data import Split
 from soup.evaluate import Evaluation, evaluate
 from soup.golden import choose_golden
 from soup.larder import load_data, split_record
-from soup.models import build_model, load, select_device, torch_predict
-from soup.pipeline import EVALUATION_BATCH, cache_folder
-from soup.tasks import Metric, metric_named
-from soup.tasks.classification import margins
+from soup.models import in_parts, load, select_device, torch_predict
+from soup.network import network_of
+from soup.own_metric import metric_of
+from soup.pipeline import cache_folder, evaluation_batch
+from soup.search_records import ResolutionPoint
+from soup.tasks import Metric
 from soup.trials import value_of
 
 _SAME = 0.01  # by how much the same model may score otherwise on another device
@@ -44,12 +47,18 @@ class Source:
     answers: Mapping[str, Evaluation]  # of `model` on each split, with outputs
     golden_rows: np.ndarray  # of the split that the golden samples come from
     frames: Literal["rgb", "bgr", "gray"] | None = None  # channel order, where the graph takes uint8 frames
+    point: ResolutionPoint | None = None  # the test resolution, where it is not the one that the build judged at
 
     @property
     def batch(self) -> int | tuple[int, int, int]:
         """Samples per call: static, or (min, opt, max)."""
         batch = self.config.export.batch
         return batch if isinstance(batch, int) else (batch.min, batch.opt, batch.max)
+
+    @property
+    def label(self) -> str:
+        """Of the model in torch, as hops name it."""
+        return self.built.record.winner.label if self.point is None else label_of(self.point)
 
     @property
     def val(self) -> Split:
@@ -70,7 +79,9 @@ class Source:
     def golden_outputs(self) -> Arrays:
         """What torch answers to the golden samples."""
         outputs = self.answers[self.golden.name].outputs or {}
-        return {name: array[self.golden_rows] for name, array in outputs.items()}
+        if self.golden_rows.max(initial=0) < len(next(iter(outputs.values()), ())):
+            return {name: array[self.golden_rows] for name, array in outputs.items()}
+        return in_parts(torch_predict(self.model, device=torch.device("cpu")), self.golden_inputs)  # they were not kept
 
     def framed(self) -> Source:
         """The same with its splits as a graph is fed that does the normalisation itself: uint8 [n, h, w, channels].
@@ -110,51 +121,62 @@ class Source:
         return model.eval()
 
 
-def exported_config(built: BuildFolder, overrides: Sequence[str]) -> Config:
-    """The build's own val.yaml with what an export may change laid over it. Raises SoupError for anything else."""
-    return apply_overrides(built.record.config, overrides, folder=built.path / built.record.val_folder)
+def exported_config(built: BuildFolder, overrides: Sequence[str], *, point: ResolutionPoint | None = None) -> Config:
+    """The build's own val.yaml (at another test resolution where one is given), with what an export may change over it.
+
+    Raises SoupError for anything else.
+    """
+    values = dict(built.record.config) | ({} if point is None else {"preprocess": dict(point.preprocess)})
+    return apply_overrides(values, overrides, folder=built.path / built.record.val_folder)
 
 
-def open_build(built: BuildFolder, config: Config, *, progress: Progress) -> Source:
+def open_build(
+    built: BuildFolder, config: Config, *, point: ResolutionPoint | None = None, progress: Progress
+) -> Source:
     """Load the built model and evaluate it under its `exported_config`, as the reference of all that follows.
 
     Raises SoupError where the build, its data or the model's code are no longer what they were.
     """
     folder, record = built.path, built.record
-    model = build_model(config.model, config.model_args, folder=config.folder)
+    model = network_of(config)
     state = load_state(with_names(read_checkpoint(folder / SOUP), model.state_dict()))
     if state_sha256(state) != record.state_sha256:
         raise SoupError(f"{folder / SOUP}: its tensors are not those of build.json. Build again.")
     load(model, state)
+    if point is not None:
+        install_statistics(model, built, point)
     names = tuple(dict.fromkeys(("val", config.release.golden.split)))
     splits = load_data(config, names, cache=cache_folder(config, folder), progress=progress)
     for name, split in splits.items():
-        _refuse_changes(name, split_record(split), record.splits[name])
-    metric = metric_named(config.task, config.metric)
+        if point is None:
+            _refuse_changes(name, split_record(split), record.splits[name])
+        elif name == "val":
+            _refuse_changes(name, split_record(split), point)
+    metric = metric_of(config.task, config.metric, record.settings, folder=config.folder)
     predict = torch_predict(model, device=select_device(config.device))
     answers = {
         name: evaluate(
-            predict, split, metric, batch=EVALUATION_BATCH, keep_outputs=True,
+            predict, split, metric, batch=evaluation_batch(config), keep_outputs=True,
             progress=partial(progress, f"torch on {name}"),
         )
         for name, split in splits.items()
     }  # fmt: skip
-    _refuse_other_model(answers["val"], record)
+    _refuse_other_model(answers["val"], record, expected=record.winner.val if point is None else point.val)
     golden = config.release.golden
-    rows = _golden_rows(splits[golden.split], answers[golden.split], count=golden.count)
-    return Source(built, config, model.to("cpu"), metric, splits, answers, rows)
+    rows = _golden_rows(splits[golden.split], answers[golden.split], metric, count=golden.count)
+    return Source(built, config, model.to("cpu"), metric, splits, answers, rows, point=point)
 
 
-def _refuse_changes(name: str, found: SplitRecord, built: SplitRecord) -> None:
+def _refuse_changes(name: str, found: SplitRecord, built: SplitRecord | ResolutionPoint) -> None:
     """What the best single scored holds for the very samples and labels that it was scored on."""
     differ = "samples" if found.list_sha256 != built.list_sha256 else "labels or groups"
     if (found.list_sha256, found.targets_sha256) != (built.list_sha256, built.targets_sha256):
         raise SoupError(f"data.{name}: has other {differ} than when the soup was built. Restore them, or build again.")
 
 
-def _refuse_other_model(answers: Evaluation, record: BuildRecord) -> None:
+def _refuse_other_model(answers: Evaluation, record: BuildRecord, *, expected: float | None) -> None:
     """The weights are those of the build, by hash; what the code makes of them shows in the score."""
-    found, expected = value_of(answers), math.nan if record.winner.val is None else record.winner.val
+    found, expected = value_of(answers), math.nan if expected is None else expected
     share = _SAME if record_precision(record) == "fp32" else _LOWERED
     if not abs(found - expected) <= share * max(1.0, abs(expected)):
         raise SoupError(
@@ -169,6 +191,7 @@ def record_precision(record: BuildRecord) -> str:
     return str(search.get("precision", "fp32")) if isinstance(search, Mapping) else "fp32"
 
 
-def _golden_rows(split: Split, answers: Evaluation, *, count: int | str) -> np.ndarray:
+def _golden_rows(split: Split, answers: Evaluation, metric: Metric, *, count: int | str) -> np.ndarray:
     wanted = len(split) if count == "all" else int(count)
-    return choose_golden(split.targets["label"], margins(answers.outputs or {}), count=wanted)
+    margins = metric.margins(answers.answers or {}, answers.outputs or {})
+    return choose_golden(split.targets.get("label", np.zeros(len(split), np.int64)), margins, count=wanted)

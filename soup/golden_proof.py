@@ -15,7 +15,21 @@ from soup.files import finite
 from soup.gate_sections import Against
 from soup.gates import Check, Place, Subject
 from soup.golden import GOLDEN, Golden, read_golden
-from soup.proof import TIMED, Artifact, Findings, open_artifact, outputs_check, place_of, proof_of, prove_latency
+from soup.proof import (
+    OUTLIERS,
+    TIMED,
+    WITH_NMS,
+    Artifact,
+    Findings,
+    boxes_check,
+    open_artifact,
+    outputs_check,
+    place_of,
+    proof_of,
+    prove_latency,
+    suppression_of,
+    time_runtime,
+)
 from soup.release_facts import ReleaseFacts, latency_rule
 from soup.tasks import Metric, metric_named
 from soup.time_gates import throughput_gate
@@ -34,8 +48,10 @@ class Yardstick:
 
 def yardstick_of(release: Path, facts: ReleaseFacts, *, device: str | None, progress: Progress) -> Yardstick:
     """The yardstick that a release carries. Raises SoupError where it is damaged."""
-    metric = metric_named(facts.task, facts.metric)
-    return Yardstick(read_golden(release / GOLDEN), facts, metric, device, progress)
+    metric = metric_named(facts.task, facts.metric, facts.settings)
+    golden = read_golden(release / GOLDEN)
+    order = [*(info.name for info in facts.onnx.outputs), "boxes", "scores", "labels"]
+    return Yardstick(golden.in_order(order), facts, metric, device, progress)
 
 
 def prove_on_golden(
@@ -66,21 +82,31 @@ def prove_on_golden(
     return True
 
 
-def golden_value(answers: Arrays, by: Yardstick) -> float | None:
+def golden_value(outputs: Arrays, by: Yardstick) -> float | None:
     """The metric on the golden samples; None where it is not a number."""
-    return finite(by.metric.reduce(by.metric.per_sample(answers, by.golden.targets)))
+    return finite(by.metric.reduce(_answers("", outputs, by).per_sample or {}))
+
+
+def _answers(label: str, outputs: Arrays, by: Yardstick) -> Answers:
+    answers = by.metric.answers(outputs, by.golden.targets)
+    return Answers(label, by.metric.per_sample(answers, by.golden.targets), outputs, answers=answers)
 
 
 def _outputs_checks(
     artifact: Artifact, answers: Arrays, by: Yardstick, *, references: Sequence[str], where: str
 ) -> list[Check]:
-    return [
-        outputs_check(
-            by.golden.outputs[reference], answers,
-            Subject(artifact.file, f"{reference} at export → {artifact.label} here", where), limit=artifact.tolerance,
-        )
-        for reference in references if reference in by.golden.outputs
-    ]  # fmt: skip
+    checks = []
+    for reference in references:
+        if (before := by.golden.outputs.get(reference)) is None:
+            continue
+        subject = Subject(artifact.file, f"{reference} at export → {artifact.label} here", where)
+        if artifact.boxes:
+            found = [by.metric.answers(one, by.golden.targets) for one in (before, answers)]
+            checks.append(boxes_check(by.metric.moves(*found), subject, limit=artifact.tolerance))
+        else:
+            outliers = OUTLIERS.get(by.facts.task, 0.0)
+            checks.append(outputs_check(before, answers, subject, limit=artifact.tolerance, outliers=outliers))
+    return checks
 
 
 def _prove_worth(
@@ -91,6 +117,9 @@ def _prove_worth(
     findings.checks += _accuracy_again(answers, by, artifact, where=where)
     by.progress(f"timing {artifact.file}: {TIMED}", 0, 0)
     prove_latency(runtime, artifact, by.golden.inputs, findings, rule=latency_rule(gates), device=by.device)
+    if by.facts.task == "detection" and not artifact.boxes:
+        after = suppression_of(by.metric, by.golden.targets, artifact)
+        findings.latency[artifact.file + WITH_NMS] = time_runtime(runtime, by.golden.inputs, artifact, then=after)
     if (floor := gates.throughput) is not None:
         latency, actual = findings.latency[artifact.file], place_of(runtime.info, device=by.device)
         wanted = Place(floor.runtime, floor.device)
@@ -105,12 +134,11 @@ def _accuracy_again(answers: Arrays, by: Yardstick, artifact: Artifact, *, where
     if not by.facts.golden.can_judge:
         return ()
     metric, golden = by.metric, by.golden
-    torch = golden.outputs["torch"]
     against: dict[Against, Answers] = {
         "best_single": Answers("best single", golden.best_single),
-        "soup": Answers("torch at export", metric.per_sample(torch, golden.targets), torch),
+        "soup": _answers("torch at export", golden.outputs["torch"], by),
     }
     on = OnVal(metric, golden.targets.get("label"), None, by.facts.classes)
-    after = Answers(artifact.label, metric.per_sample(answers, golden.targets), answers)
+    after = _answers(artifact.label, answers, by)
     checks = answer_checks(by.facts.gates, after, against, on=on, file=artifact.file, where=where)
     return tuple(check for check in checks if check.verdict != "pending")

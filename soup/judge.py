@@ -12,11 +12,10 @@ from soup.build_folder import Hop, Outputs, WorstClass
 from soup.evaluate import Evaluation
 from soup.files import finite
 from soup.gates import compare
-from soup.per_class import Scores, worst_class
+from soup.per_class import ByClass, Parts, Scores, worst_class
 from soup.search_records import difference_record
-from soup.statistics import Interval, paired_bootstrap, paired_difference
-from soup.tasks import Metric
-from soup.tasks.classification import flips
+from soup.statistics import RESAMPLES, Interval, drawn_counts, drawn_units, paired_bootstrap, paired_difference
+from soup.tasks import Metric, Moves
 
 
 def paired(metric: Metric, after: Arrays, before: Arrays, *, groups: np.ndarray | None) -> Interval:
@@ -26,7 +25,7 @@ def paired(metric: Metric, after: Arrays, before: Arrays, *, groups: np.ndarray 
     """
     if _one_score(after):
         return paired_difference(*after.values(), *before.values(), groups=groups)
-    return paired_bootstrap(metric.reduce, after, before, groups=groups)
+    return paired_bootstrap(metric.reduce, after, before, resampled=metric.resampled, groups=groups)
 
 
 def hop(
@@ -47,18 +46,20 @@ def hop(
     """
     interval = paired(metric, after.per_sample, before.per_sample, groups=groups)
     differences: tuple[OutputDifference, ...] = ()
-    flipped = None
-    if before.outputs is not None and after.outputs is not None:
-        renamed = renamed_as(before.outputs, after.outputs)
-        differences = compare_outputs(before.outputs, renamed)
-        flipped = int(flips(before.outputs, renamed).sum())
+    moved: Moves | None = None
+    if before.outputs is not None and after.outputs is not None and _alike(before.outputs, after.outputs):
+        differences = compare_outputs(before.outputs, renamed_as(before.outputs, after.outputs))
+    if before.answers is not None and after.answers is not None:
+        moved = metric.moves(before.answers, renamed_as(before.answers, after.answers))
     record = difference_record(interval, compare(interval, higher_is_better=metric.higher_is_better))
     scores = class_scores(
         metric, after.per_sample, before.per_sample, labels=labels, groups=groups, class_names=class_names
     )
     found = Hop(
-        name, _number(before.value), _number(after.value), tuple(outputs_record(item) for item in differences), flipped,
-        record, split, where, None if scores is None else _worst_class(scores, metric),
+        name, _number(before.value), _number(after.value), tuple(outputs_record(item) for item in differences),
+        None if moved is None else int(moved.changed.sum()), record, split, where,
+        None if scores is None else _worst_class(scores, metric), "" if moved is None else moved.text,
+        {} if moved is None else {key: finite(value) for key, value in moved.figures.items()},
     )  # fmt: skip
     return found, interval
 
@@ -66,17 +67,39 @@ def hop(
 def class_scores(
     metric: Metric, after: Arrays, before: Arrays, *, labels: np.ndarray | None, groups: np.ndarray | None,
     class_names: Sequence[str] | None,
-) -> Scores | None:  # fmt: skip
-    """What a class is judged by; None without labels, or where the metric has no one score per sample."""
-    if labels is None or not _one_score(after):
+) -> ByClass | None:  # fmt: skip
+    """What a class is judged by: the images of each label, or the metric's own value of each class; None without."""
+    if labels is not None and _one_score(after):
+        ((new,), (old,)) = after.values(), before.values()
+        return Scores(new, old, labels, groups, class_names, metric.higher_is_better)
+    now, was, images = metric.by_class(after), metric.by_class(before), metric.class_images(after)
+    if now is None or was is None or images is None:
         return None
-    ((new,), (old,)) = after.values(), before.values()
-    return Scores(new, old, labels, groups, class_names, metric.higher_is_better)
+    units = drawn_units(len(next(iter(after.values()))), groups)
+    blocks = [
+        _class_draws(metric, after, counts) - _class_draws(metric, before, counts)
+        for counts in drawn_counts(units, resamples=RESAMPLES, seed=0)
+    ]
+    return Parts(
+        now, was, np.concatenate(blocks), images, int(units.max()) + 1, groups is not None, class_names,
+        metric.higher_is_better,
+    )  # fmt: skip
+
+
+def _class_draws(metric: Metric, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
+    found = metric.resampled_by_class(statistics, counts)
+    assert found is not None  # as `by_class` is not
+    return found
 
 
 def renamed_as(reference: Arrays, outputs: Arrays) -> Arrays:
     """The same outputs under the reference's names, by position: an export may rename them, never reorder them."""
     return dict(zip(reference, outputs.values(), strict=True))
+
+
+def _alike(one: Arrays, other: Arrays) -> bool:
+    """Whether they can be compared number by number: a graph with NMS inside gives others than one without."""
+    return [array.shape for array in one.values()] == [array.shape for array in other.values()]
 
 
 def outputs_record(difference: OutputDifference) -> Outputs:
@@ -89,7 +112,7 @@ def prefixed(prefix: str, statistics: Arrays) -> Mapping[str, np.ndarray]:
     return {f"{prefix}/{name}": array for name, array in statistics.items()}
 
 
-def _worst_class(scores: Scores, metric: Metric) -> WorstClass | None:
+def _worst_class(scores: ByClass, metric: Metric) -> WorstClass | None:
     worst = worst_class(scores)
     if worst is None:
         return None

@@ -8,13 +8,16 @@ from soup.decoded import FORMAT
 from soup.larder import is_code, preprocess_of
 from soup.preprocess import backend_version
 from soup.provenance import code_facts, machine_facts
+from soup.tasks import Settings
 
 
-def run_facts(config: Config, *, device: str) -> dict[str, object]:
+def run_facts(config: Config, settings: Settings, *, device: str) -> dict[str, object]:
     """Facts of this configuration on this machine, as JSON can hold them; the callables must have been resolved."""
-    specs = [spec for spec in (config.data.train, config.data.val, config.data.test) if spec and is_code(config, spec)]
+    splits = (config.data.train, config.data.val, config.data.test)
+    specs = [spec for spec in splits if isinstance(spec, str) and is_code(config, spec)]
     if config.model.partition(":")[0] not in ("torchvision", "timm"):
         specs.append(config.model)
+    specs += [spec for spec in (config.detection.adapter, config.metric) if spec and ":" in spec]
     callables = [resolve(spec, folder=config.folder) for spec in specs]
     preprocess = preprocess_of(config)
     return {
@@ -23,7 +26,10 @@ def run_facts(config: Config, *, device: str) -> dict[str, object]:
         "code": code_facts(callables, folder=config.folder),
         "machine": machine_facts(),
         "task": config.task,
-        "preprocess": None if config.preprocess is None else config.preprocess.model_dump(mode="json"),
+        "settings": dict(settings),
+        "adapter": config.detection.model_dump(mode="json", include={"adapter", "adapter_args"}),
+        "output": config.segmentation.output,
+        "preprocess": None if config.preprocess is None else config.preprocess.facts,
         "image_library": None if preprocess is None else backend_version(preprocess.backend),
         "decoding": FORMAT,
         "checkpoints": {"dtype": config.checkpoints.dtype, "use": config.checkpoints.use},

@@ -136,7 +136,9 @@ def _proved(job: Job, one: Tried) -> Tried:
     assert one.folder is not None
     candidate, findings, build = one.candidate, one.findings, one.build
     batch = recipe_of(job.facts).batch
-    engine = Artifact(ENGINE, "engine", build.sha256, batch, candidate.tolerance, candidate.precision)
+    engine = Artifact(
+        ENGINE, "engine", build.sha256, batch, candidate.tolerance, candidate.precision, candidate.boxes
+    )
     findings.checks += [built_check(build), _precision_check(job, candidate, build)]
     findings.checks += build_gates(build, job.facts.gates, Subject(ENGINE, _hop(candidate), build.flavour))
     findings.notes += [job.unlocated(note, one.folder) for note in build.notes]
@@ -213,7 +215,9 @@ def _graph(job: Job, candidate: Candidate) -> Artifact:
     """The candidate as the release lists it among what can run, else as its recipe says."""
     listed = next((one for one in job.facts.artifacts if one.file == candidate.file), None)
     batch = recipe_of(job.facts).batch
-    return listed or Artifact(candidate.file, "onnx", candidate.sha256, batch, candidate.tolerance, candidate.precision)
+    return listed or Artifact(
+        candidate.file, "onnx", candidate.sha256, batch, candidate.tolerance, candidate.precision, candidate.boxes
+    )
 
 
 def _precision_check(job: Job, candidate: Candidate, build: EngineBuild) -> Check:

@@ -19,11 +19,11 @@ from soup.export_gates import answer_gates
 from soup.export_proof import Job, Proved, prove_file
 from soup.files import finite, sha256_bytes, write_file
 from soup.gates import ACCURACY_KINDS, Check, Kind, Subject, stopping, why_not
-from soup.pipeline import EVALUATION_BATCH
+from soup.nms_stage import with_suppression
+from soup.pipeline import evaluation_batch
 from soup.precision_audit import audit_check
 from soup.proof import Artifact, fed
 from soup.sensitivity import Judged, Loss, Problem, raise_layers
-from soup.tasks.classification import margins
 from soup.trials import value_of
 from soup.variants import Forge, Variant
 
@@ -37,13 +37,15 @@ class Rung:
     attempt: Attempt
     graph: Proved | None
     engine: Engine | None
+    inside: Proved | None = None  # the graph with suppression after it, where export.nms wants it there
 
     @property
     def checks(self) -> tuple[Check, ...]:
         """Everything that decides whether it may ship."""
         engine = self.engine
         ran = () if engine is None or engine.proved is None else (*engine.proved.parity, *engine.proved.gates)
-        return (*self.attempt.checks, *(() if engine is None else engine.checks), *ran)
+        inside = () if self.inside is None else (*self.inside.parity, *self.inside.gates)
+        return (*self.attempt.checks, *inside, *(() if engine is None else engine.checks), *ran)
 
 
 def climb(job: Job, forge: Forge, reference: Proved, *, wanted: Sequence[Precision]) -> tuple[Rung, ...]:
@@ -79,7 +81,9 @@ def _tried(job: Job, forge: Forge, reference: Proved, precision: Precision, *, b
     if behind:
         waits = "passes, and waits behind the one that ships"
         return Rung(replace(attempt, outcome="fallback", reason=waits), graph, None)
-    rung = Rung(attempt, graph, _engine(job, forge, graph) if job.options.trt else None)
+    inside = with_suppression(job, graph)
+    engine = _engine(job, forge, inside or graph) if job.options.trt else None
+    rung = Rung(attempt, graph, engine, inside)
     if why := _why_not(job, rung.checks):
         return replace(rung, attempt=replace(attempt, outcome="failed", reason=why))
     return rung
@@ -151,7 +155,9 @@ def _loses(job: Job, graph: Proved) -> bool:
 def _raised(job: Job, forge: Forge, reference: Proved, variant: Variant) -> Raised:
     """Look for the layers to keep higher, on a sample of val and then on all of it."""
     layers = {one.name: one.macs or 0 for one in forge.layers}
-    rows = np.sort(np.argsort(margins(reference.answers.outputs or {}), kind="stable")[:SENSITIVITY_SAMPLES])
+    answers, outputs = reference.answers.answers or {}, reference.answers.outputs or {}
+    margins = job.source.metric.margins(answers, outputs)[: len(next(iter(outputs.values())))]
+    rows = np.sort(np.argsort(margins, kind="stable")[:SENSITIVITY_SAMPLES])
     problem = Problem(
         macs={name: macs for name, macs in layers.items() if name not in variant.kept},
         all_macs=sum(layers.values()),
@@ -171,7 +177,7 @@ def _loss(job: Job, reference: Proved, rows: np.ndarray, graph: bytes) -> Loss:
     with OnnxRuntime(graph, where="a trial graph", batch=reference.artifact.batch) as runtime:
         outputs = fed(runtime)({"input": source.val.inputs(rows)})
     targets = {name: array[rows] for name, array in source.val.targets.items()}
-    value = source.metric.reduce(source.metric.per_sample(outputs, targets))
+    value = source.metric.reduce(source.metric.per_sample(source.metric.answers(outputs, targets), targets))
     drop = _drop(job, value_on(reference.answers, chosen, source.metric), value)
     return Loss(drop, _mean_square(job, reference, rows, outputs))
 
@@ -191,7 +197,8 @@ def _judged(job: Job, reference: Proved, precision: Precision, graph: bytes) -> 
     source = job.source
     artifact = replace(reference.artifact, precision=precision)
     with OnnxRuntime(graph, where="a trial graph", batch=artifact.batch) as runtime:
-        answers = evaluate(fed(runtime), source.val, source.metric, batch=EVALUATION_BATCH, keep_outputs=True)
+        batch = evaluation_batch(source.config)
+        answers = evaluate(fed(runtime), source.val, source.metric, batch=batch, keep_outputs=True)
     assert job.held is not None
     checks = answer_gates(source, artifact, answers, job.held, where=None)
     stops = stopping(checks, allow_inconclusive=job.options.allow_inconclusive)

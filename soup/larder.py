@@ -18,10 +18,14 @@ from soup.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, with_
 from soup.config import Config
 from soup.data import Split, load_split
 from soup.headers import Table
-from soup.models import build_model, select_device, tensor_table
+from soup.models import select_device, tensor_table
 from soup.near_duplicates import near_duplicates, shared_groups
+from soup.network import network_of
 from soup.preflight import Preflight, preflight
 from soup.preprocess import Letterbox, Preprocess
+from soup.sections import Files, Where
+from soup.sources import Given
+from soup.truth import LABELS, Classes, Reader, boxes, masks, several_labels
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ def gather(config: Config, *, exclude: Path | None, only: Collection[str] | None
     `only`, those of these SHA-256 are taken, whatever their files are called, and the others do not matter.
     """
     select_device(config.device)  # told now, and not once every image is decoded
-    model = build_model(config.model, config.model_args, folder=config.folder)
+    model = network_of(config)
     table = tensor_table(model)
     paths, notes = find_checkpoints(config.checkpoints.files, folder=config.folder, exclude=exclude)
     readable, unreadable = _read_all(config, paths, table=table, progress=progress)
@@ -76,10 +80,13 @@ def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Pr
     Raises SoupError where they number their classes differently (a missing class folder would shift every label), or
     hold images of different shapes.
     """
-    splits = {}
-    for name in names:
+    splits: dict[str, Split] = {}
+    several = config.classification.multilabel and config.task == "classification"
+    for name in sorted(names, key=lambda name: several and name != "val"):
         if getattr(config.data, name) is not None:
-            splits[name] = open_split(config, name, cache=cache, progress=progress)
+            classes = classes_of(splits.get("val"))
+            splits[name] = open_split(config, name, cache=cache, progress=progress, classes=classes)
+    splits = {name: splits[name] for name in names if name in splits}
     refuse_other_classes(splits)
     refuse_other_shapes(splits)
     return splits
@@ -87,25 +94,52 @@ def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Pr
 
 def open_split(
     config: Config, name: str, *, cache: Path, progress: Progress, preprocess: Preprocess | None = None,
-    draw: int | None = None,
+    draw: int | None = None, classes: Classes = None,
 ) -> Split:  # fmt: skip
     """One split that val.yaml names, decoded; with another `preprocess` where one is given.
 
+    `classes` are val's, of several labels, so that all splits number them alike.
+
     Of train no more than `draw` images are decoded, without it as many as BatchNorm may need.
     """
-    source = str(getattr(config.data, name))
+    where: Where = getattr(config.data, name)
     return load_split(
-        name, resolve(source, folder=config.folder) if is_code(config, source) else source,
+        name, _source(config, where),
         folder=config.folder, preprocess=preprocess or preprocess_of(config), cache=cache,
         max_gb=config.data.cache.max_gb, on_bad=config.data.on_bad_sample,
-        draw=(draw or _draw(config)) if name == "train" else None,
+        reader=_reader(config, classes), draw=(draw or _draw(config)) if name == "train" else None,
         progress=lambda done, total: progress(f"decoding {name}", done, total),
     )  # fmt: skip
 
 
-def is_code(config: Config, source: str) -> bool:
+def classes_of(val: Split | None) -> Classes:
+    """What the other splits must number alike, of several labels: names, or how many."""
+    labels = None if val is None else val.targets.get("labels")
+    if val is None or labels is None or labels.dtype != bool:
+        return None
+    return val.class_names or int(labels.shape[1])
+
+
+def is_code(config: Config, source: str | Files | None) -> bool:
     """Whether a split names a callable, and not a file or folder."""
-    return ":" in source and not (config.folder / source).exists()
+    return isinstance(source, str) and ":" in source and not (config.folder / source).exists()
+
+
+def _source(config: Config, where: str | Files) -> Given:
+    if isinstance(where, Files):
+        return {key: value for key, value in where.model_dump().items() if value is not None}
+    return resolve(where, folder=config.folder) if is_code(config, where) else where
+
+
+def _reader(config: Config, classes: Classes) -> Reader:
+    if config.task == "detection":
+        return boxes(config.detection.classes)
+    if config.task == "segmentation":
+        section = config.segmentation
+        return masks(
+            section.ignore_index, classes=section.classes, at=section.score_at, palette=section.palette
+        )
+    return several_labels(classes or config.classification.classes) if config.classification.multilabel else LABELS
 
 
 def refuse_other_classes(splits: Mapping[str, Split]) -> None:
@@ -115,7 +149,7 @@ def refuse_other_classes(splits: Mapping[str, Split]) -> None:
         if differing := sorted(set(classes) ^ set(others)):
             raise SoupError(
                 f"data.{second}: has other classes than data.{first} ('{differing[0]}' is only in one of them), "
-                "and labels are numbered by class name. Give both the same class folders (an empty one will do)."
+                "and labels are numbered by class name. Give both the same classes (an empty class folder will do)."
             )
 
 
@@ -126,7 +160,7 @@ def refuse_other_shapes(splits: Mapping[str, Split]) -> None:
         if found != expected:
             raise SoupError(
                 f"data.{second.name}: has images of shape {found}, expected {expected} as in data.{first.name}. "
-                "Set preprocess.resize to [height, width], resize and crop, or letterbox."
+                "Set preprocess.resize to [height, width], resize and crop, or letterbox without a stride."
             )
 
 
@@ -161,7 +195,7 @@ def preprocess_of(config: Config) -> Preprocess | None:
     """val.yaml's `preprocess` as the data layer takes it."""
     if config.preprocess is None:
         return None
-    plain = config.preprocess.model_dump()
+    plain = config.preprocess.model_dump(exclude={"sweep"})
     letterbox = plain.pop("letterbox")
     return Preprocess(**plain, letterbox=Letterbox(**letterbox) if letterbox else None)
 

@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from exporters.runtimes import Arrays
 from soup import SoupError
-from soup.evaluate import Evaluation
+from soup.evaluate import Evaluation, kept_arrays
 from soup.files import canonical_json, sha256_bytes
 from soup.provenance import differences
 from soup.sources import several
@@ -100,13 +100,13 @@ class Ledger:
         arrays = {"seen": evaluation.seen, **{f"/{name}": array for name, array in evaluation.per_sample.items()}}
         if evaluation.difficulty is not None:
             arrays["difficulty"] = evaluation.difficulty
-        outputs = evaluation.outputs
+        outputs = kept_arrays(evaluation)
         if outputs is not None and sum(array.nbytes for array in outputs.values()) > LARGEST_OUTPUTS_BYTES:
             outputs = None
         self._keep(key, "evaluation", record=record, arrays=arrays, outputs=outputs)
 
     def outputs(self, key: Key) -> Arrays | None:
-        """The outputs of an evaluation, in their own order; None where they were not kept."""
+        """Outputs and answers of an evaluation as `kept_arrays` has them, in order; None where they were not kept."""
         found = self._read(key, "evaluation", "outputs")
         return None if found is None else found[1]
 

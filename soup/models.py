@@ -87,6 +87,13 @@ def torch_predict(model: nn.Module, *, device: torch.device) -> Predict:
     return predict
 
 
+def in_parts(predict: Predict, inputs: Arrays, *, rows: int = 16) -> Arrays:
+    """All outputs of any number of samples, a few at a time."""
+    count = len(next(iter(inputs.values())))
+    parts = [predict({name: array[at : at + rows] for name, array in inputs.items()}) for at in range(0, count, rows)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """An array as a tensor on `device`; 4-d arrays (n, c, h, w) in channels_last."""
     tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)

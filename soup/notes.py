@@ -30,6 +30,7 @@ def notes_of(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> t
         )
     if "test" not in splits:
         notes.append("no data.test: soup and best single are compared on val, which the search has seen; expect less")
+    notes += [f"data.{split.name}: {note}" for split in splits.values() for note in split.notes]
     notes += [f"data.{split.name}: {len(split.skipped)} samples skipped" for split in splits.values() if split.skipped]
     return tuple(notes)
 

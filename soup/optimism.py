@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from exporters.runtimes import Arrays
-from soup.statistics import drawn_units
+from soup.statistics import Resample, drawn_counts, drawn_units, resampled_by_rows
 
 _BLOCK = 1 << 22  # numbers per block of resamples: bounds the memory, whatever the number of samples
 
@@ -34,6 +35,7 @@ def optimism(
     reduce: Callable[[Arrays], float],
     *,
     higher_is_better: bool,
+    resampled: Resample | None = None,
     groups: np.ndarray | None = None,
     resamples: int = 200,
     seed: int = 0,
@@ -50,7 +52,8 @@ def optimism(
     they are resampled (0.64 to 0.71 in simulations of 6 to 48 candidates, 0.7 to 0.8 with unequal ones). `ceiling` is
     the mean of the largest such difference of any candidate: 0.95 to 1.01 there, 1.0 to 1.35 with unequal ones.
 
-    A single statistic [n] that `reduce` averages is counted; anything else calls `reduce` candidates × resamples times.
+    A single statistic [n] that `reduce` averages is counted; anything else is asked of `resampled`, or without it calls
+    `reduce` candidates × resamples times.
     Candidates without a value (NaN) are left out. Same arguments, same result.
     """
     sign = 1.0 if higher_is_better else -1.0
@@ -65,7 +68,9 @@ def optimism(
     draws = (
         _mean_draws(means, units, resamples=resamples, seed=seed)
         if means is not None and averaged
-        else _reduced_draws(usable, reduce, units, resamples=resamples, seed=seed)
+        else _reduced_draws(
+            usable, resampled or partial(resampled_by_rows, reduce), units, resamples=resamples, seed=seed
+        )
     )
     drawn = sign * np.concatenate(list(draws))
     if not np.isfinite(drawn).all():
@@ -102,19 +107,10 @@ def _mean_draws(means: np.ndarray, units: np.ndarray, *, resamples: int, seed: i
 
 
 def _reduced_draws(
-    candidates: Sequence[Arrays],
-    reduce: Callable[[Arrays], float],
-    units: np.ndarray,
-    *,
-    resamples: int,
-    seed: int,
+    candidates: Sequence[Arrays], resampled: Resample, units: np.ndarray, *, resamples: int, seed: int
 ) -> Iterator[np.ndarray]:
-    members = np.split(np.argsort(units, kind="stable"), np.cumsum(np.bincount(units))[:-1])
-    for block in _resampled(len(members), resamples=resamples, seed=seed):
-        for row in block:
-            rows = np.concatenate([members[unit] for unit in row])
-            drawn = [{name: array[rows] for name, array in one.items()} for one in candidates]
-            yield np.array([[reduce(one) for one in drawn]])
+    for counts in drawn_counts(units, resamples=resamples, seed=seed):
+        yield np.stack([resampled(one, counts) for one in candidates], axis=1)
 
 
 def _resampled(units: int, *, resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from soup.files import finite
 from soup.gates import Check, Subject, Verdict, reversed_interval, rounded, verdict_of, would_decide
-from soup.statistics import Interval, difference_text, interval_text, paired_difference
+from soup.statistics import Interval, bootstrap_interval, difference_text, interval_text, paired_difference
 
 CONFIDENCE = 0.95
 
@@ -24,6 +25,25 @@ class ClassDrop:
     before: float
     after: float
     interval: Interval
+
+
+class ByClass(Protocol):
+    """What a class is judged by, under two models."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of the scores."""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int [classes]: images by class, also of a class that has none."""
+
+    @property
+    def losses(self) -> np.ndarray:
+        """float64 [classes]: by how much each class got worse; NaN without images."""
+
+    def of(self, label: int, *, confidence: float) -> ClassDrop:
+        """One class with its paired interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +85,43 @@ class Scores:
 
     def named(self, label: int) -> str:
         """The class's name, or its number."""
-        return self.names[label] if self.names is not None and label < len(self.names) else str(label)
+        return _named(self.names, label)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A metric that has a value for each class (AP, IoU), under two models: [classes] each, NaN without truth.
+
+    `draws` float64 [B, classes] are the differences after - before on the same B resamples of whole `units` of images.
+    """
+
+    after: np.ndarray
+    before: np.ndarray
+    draws: np.ndarray
+    counts: np.ndarray
+    units: int
+    grouped: bool
+    names: Sequence[str] | None = None
+    higher_is_better: bool = True
+
+    @property
+    def losses(self) -> np.ndarray:
+        """float64 [classes]: by how much each class got worse; NaN without truth."""
+        losses: np.ndarray = self.before - self.after if self.higher_is_better else self.after - self.before
+        return losses
+
+    def of(self, label: int, *, confidence: float) -> ClassDrop:
+        """One class with the percentile interval of `paired_bootstrap`; open where some resample lacks the class."""
+        after, before = float(self.after[label]), float(self.before[label])
+        interval = bootstrap_interval(
+            after - before, self.draws[:, label], n=int(self.counts[label]), units=self.units, grouped=self.grouped,
+            confidence=confidence,
+        )  # fmt: skip
+        return ClassDrop(label, _named(self.names, label), before, after, interval)
+
+
+def _named(names: Sequence[str] | None, label: int) -> str:
+    return names[label] if names is not None and label < len(names) else str(label)
 
 
 def bonferroni(classes: int) -> float:
@@ -73,7 +129,7 @@ def bonferroni(classes: int) -> float:
     return 1 - (1 - CONFIDENCE) / max(1, classes)
 
 
-def worst_class(scores: Scores) -> ClassDrop | None:
+def worst_class(scores: ByClass) -> ClassDrop | None:
     """The class that lost most, the lowest label of several; None where none got worse.
 
     It was picked for being the worst of all, so its interval is `bonferroni`'s.
@@ -85,7 +141,7 @@ def worst_class(scores: Scores) -> ClassDrop | None:
     return scores.of(int(losses.argmax()), confidence=bonferroni(int((counts > 0).sum())))
 
 
-def per_class_gate(scores: Scores, subject: Subject, *, max_drop: float, min_images: int, unit: str = "%") -> Check:
+def per_class_gate(scores: ByClass, subject: Subject, *, max_drop: float, min_images: int, unit: str = "%") -> Check:
     """Pass where a drop beyond `max_drop` is excluded in every class, fail where it is shown in any; NaN fails.
 
     To pass, each class's own interval is held to the limit: that all are within needs no correction (an
@@ -111,7 +167,7 @@ def per_class_gate(scores: Scores, subject: Subject, *, max_drop: float, min_ima
     return replace(check, verdict="pass", message=message, measured=finite(_drop(shown, scores).estimate))
 
 
-def _judged(scores: Scores, label: int, *, max_drop: float, classes: int) -> tuple[Verdict, ClassDrop]:
+def _judged(scores: ByClass, label: int, *, max_drop: float, classes: int) -> tuple[Verdict, ClassDrop]:
     """The verdict on one class, and the interval that it rests on."""
     alone = scores.of(label, confidence=CONFIDENCE)
     drop = _drop(alone, scores)
@@ -121,7 +177,7 @@ def _judged(scores: Scores, label: int, *, max_drop: float, classes: int) -> tup
     return verdict_of(False, _drop(together, scores).low <= max_drop), together
 
 
-def _fails(check: Check, failed: Sequence[ClassDrop], scores: Scores, *, limit: str, classes: int) -> Check:
+def _fails(check: Check, failed: Sequence[ClassDrop], scores: ByClass, *, limit: str, classes: int) -> Check:
     shown = _worst(failed, scores)
     others = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
     level = f" (Bonferroni over {_classes(classes)})" if classes > 1 else ""
@@ -129,7 +185,7 @@ def _fails(check: Check, failed: Sequence[ClassDrop], scores: Scores, *, limit: 
     return replace(check, verdict="fail", message=message, measured=finite(_drop(shown, scores).estimate))
 
 
-def _open(check: Check, found: Sequence[ClassDrop], scores: Scores, *, limit: str, min_images: int) -> Check:
+def _open(check: Check, found: Sequence[ClassDrop], scores: ByClass, *, limit: str, min_images: int) -> Check:
     """Inconclusive; of the classes that keep it open, the one that lost most is told."""
     if not found:
         return replace(check, message="there is no class with an image")
@@ -146,11 +202,11 @@ def _open(check: Check, found: Sequence[ClassDrop], scores: Scores, *, limit: st
     return replace(check, message=message, measured=finite(drop.estimate), samples_needed=needed)
 
 
-def _drop(one: ClassDrop, scores: Scores) -> Interval:
+def _drop(one: ClassDrop, scores: ByClass) -> Interval:
     return reversed_interval(one.interval) if scores.higher_is_better else one.interval
 
 
-def _worst(found: Sequence[ClassDrop], scores: Scores) -> ClassDrop:
+def _worst(found: Sequence[ClassDrop], scores: ByClass) -> ClassDrop:
     """The one that lost most; NaN is more than any, and a class without images less."""
 
     def lost(one: ClassDrop) -> float:

@@ -23,6 +23,7 @@ from soup.build_folder import (
     LEDGER,
     PICTURE,
     RECIPE,
+    RESOLUTIONS,
     SOUP,
     TRIALS,
     BuildRecord,
@@ -35,18 +36,20 @@ from soup.config import Config
 from soup.data import Split
 from soup.deployed import Deployed
 from soup.evaluate import Evaluation
-from soup.files import readable_json, shown, staged
+from soup.files import array_entry, readable_json, shown, staged, write_safetensors
 from soup.gates import Check, Exit, Subject, exit_code, gain_gate
 from soup.judge import hop, paired
 from soup.keys import run_facts
 from soup.larder import Larder, find_overlaps, gather, load_data
 from soup.ledger import Ledger
 from soup.lock import locked
-from soup.models import select_device
+from soup.models import select_device, torch_predict
+from soup.own_metric import metric_of
 from soup.picture import picture_svg
 from soup.prior import expected_order
 from soup.recalibration import Calibration
 from soup.report import to_html
+from soup.resolutions import Sweep, sweep
 from soup.runner import Runner
 from soup.score import Kitchen, Policy
 from soup.search import Found, evaluations_needed, search
@@ -54,12 +57,12 @@ from soup.search_records import TrialRecord
 from soup.serving import write_soup
 from soup.significance import p_value
 from soup.statistics import Interval
-from soup.tasks import Metric, metric_named
+from soup.task_settings import settings_of
+from soup.tasks import Metric
 from soup.trials import Rule, Trial, value_of
 from soup.variants import Images, Rules
 from soup.why import explain
 
-EVALUATION_BATCH = 64
 PILOT = 128  # images of each ingredient, where no recorded metric says which is likely the best
 
 
@@ -97,12 +100,15 @@ def build(
         cost = cost_of(config, kitchen, found)
         geometry = geometry_of(larder, kitchen) if len(larder.cookable) > 1 else None
         explanation = explain(config, larder, kitchen, found, settled, geometry)
+        swept = sweep(config, kitchen, settled, cache=cache_folder(config, out), progress=progress)
         trials = trial_records(kitchen, found, geometry)
         record = build_record(
             config, out, larder, splits, overlaps, explanation, cost,
-            kitchen=kitchen, found=found, settled=settled, judged=judged, seconds=round(time.monotonic() - started, 1),
+            kitchen=kitchen, found=found, settled=settled, judged=judged, points=swept.points,
+            seconds=round(time.monotonic() - started, 1),
         )  # fmt: skip
-        _write(out, record, trials, kitchen, found, settled, judged, base=larder.base.sha256 if larder.base else None)
+        base = larder.base.sha256 if larder.base else None
+        _write(out, record, trials, kitchen, found, settled, judged, swept, base=base)
         why = tuple(kitchen.why)
     code = exit_code(record.checks, allow_inconclusive=allow_inconclusive)
     return BuildResult(out, record, trials, code, why, show_reuse)
@@ -122,24 +128,27 @@ def open_kitchen(
     if "train" in splits and batchnorm:
         order = draw_calibration(splits, count=config.batchnorm.samples)
         calibration = Calibration(splits["train"], order, config.batchnorm.batch)
-    metric, count = metric_named(config.task, config.metric), len(larder.ingredients)
+    device = select_device(config.device)
+    first = partial(torch_predict(larder.model, device=device), {"input": splits["val"].inputs(np.arange(1))})
+    settings = settings_of(config, splits["val"], first)
+    metric, count = metric_of(config.task, config.metric, settings, folder=config.folder), len(larder.ingredients)
     policy: Policy = config.search.bn_policy if calibration else "averaged"
     budget = config.search.budget
     candidates = evaluations_needed(count, config.search.methods, budget=budget.evaluations if budget else None)
     recalibrated = len(calibration.order) if calibration and policy == "recalibrated" else 0
-    device, ledger = select_device(config.device), ledger or Ledger(None)
+    ledger = ledger or Ledger(None)
     deployed = deployed_of(config, larder, splits)
-    facts = run_facts(config, device=str(device)) | ({"precision": deployed.facts} if deployed else {})
+    facts = run_facts(config, settings, device=str(device)) | ({"precision": deployed.facts} if deployed else {})
     kitchen = Kitchen(
         model=larder.model, device=device, ingredients=larder.cookable,
         dtype=config.checkpoints.dtype, batchnorm=batchnorm, calibration=calibration,
         policy=policy, val=splits["val"], metric=metric, rule=rule_of(config, metric, splits["val"]),
-        batch=EVALUATION_BATCH, planned=candidates * len(splits["val"]) + (candidates - count) * recalibrated,
-        progress=progress, ledger=ledger, facts=facts, runner=deployed,
+        batch=evaluation_batch(config), planned=candidates * len(splits["val"]) + (candidates - count) * recalibrated,
+        progress=progress, ledger=ledger, facts=facts, settings=settings, runner=deployed,
     )  # fmt: skip
     if deployed:
         return kitchen
-    plan = Plan(candidates, len(splits["val"]), EVALUATION_BATCH)
+    plan = Plan(candidates, len(splits["val"]), evaluation_batch(config))
     kitchen.runner = Runner(
         partial(open_for, kitchen, plan=plan), ledger, facts | {"plan": asdict(plan)}, metric,
         wanted=config.search.backend,
@@ -155,8 +164,13 @@ def deployed_of(config: Config, larder: Larder, splits: Mapping[str, Split]) -> 
     order = draw_calibration(splits, count=count) if "train" in splits else np.arange(min(count, len(split)))
     images = Images(split.inputs(order), list_sha256([split.hashes[row] for row in order]), split.name)
     return Deployed(
-        larder.model, config.search.precision, int8_rules(config), images, config.export.opset, EVALUATION_BATCH
+        larder.model, config.search.precision, int8_rules(config), images, config.export.opset, evaluation_batch(config)
     )
+
+
+def evaluation_batch(config: Config) -> int:
+    """Images per forward pass: boxes and masks come from larger images, with larger outputs."""
+    return 64 if config.task == "classification" else 16
 
 
 def int8_rules(config: Config) -> Rules:
@@ -171,7 +185,7 @@ def rule_of(config: Config, metric: Metric, val: Split) -> Rule:
     def p(after: Evaluation, before: Evaluation) -> float:
         return p_value(
             after.per_sample, before.per_sample, metric.reduce,
-            higher_is_better=metric.higher_is_better, groups=val.groups,
+            higher_is_better=metric.higher_is_better, resampled=metric.resampled, groups=val.groups,
         )[0]  # fmt: skip
 
     return Rule(metric.higher_is_better, config.search.min_gain, config.search.confidence, p)
@@ -269,13 +283,15 @@ def _where(kitchen: Kitchen) -> str:
 
 def _write(
     out: Path, record: BuildRecord, trials: tuple[TrialRecord, ...], kitchen: Kitchen, found: Found, settled: Settled,
-    judged: Judged, *, base: str | None,
+    judged: Judged, swept: Sweep, *, base: str | None,
 ) -> None:  # fmt: skip
     """Everything under a temporary name first, the recipe last; what was written is read back and compared."""
     with staged(out, last=RECIPE) as stage:
         write_soup(stage / SOUP, kitchen, settled.trial.weights, state=settled.state, measured=settled.recalibration)
         (stage / TRIALS).write_bytes(readable_json([asdict(trial) for trial in trials]))
         (stage / RECIPE).write_bytes(readable_json(recipe(kitchen, found, settled, record.state_sha256, base=base)))
+        if swept.statistics:
+            write_safetensors(stage / RESOLUTIONS, {k: array_entry(a) for k, a in swept.statistics.items()})
         picture = picture_svg(record)
         if picture:
             (stage / PICTURE).write_bytes(picture)

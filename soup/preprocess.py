@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from soup import SoupError
+from soup.placement import Geometry, geometry
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Backend = Literal["pil", "cv2"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "area"]
 Color = Literal["rgb", "bgr", "gray"]
+Rounding = Literal["nearest", "half_up", "floor", "ceil", "detr"]
 Size = int | tuple[int, int]
 
 _PIL_FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS", "area": "BOX"}
@@ -30,11 +32,20 @@ _CV2_FILTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Letterbox:
-    """Scale to fit `size` (square or (height, width)); `pad` fills the rest, half on each side or right and below."""
+    """Scale to fit `size` (square or (height, width)); `pad` fills the rest, half on each side or right and below.
+
+    With a `stride` the result is only as large as it has to be: the scaled sides, each with `margin` more, rounded up
+    to its multiples. `shorter` limits the scaled image's shorter side, as `size` does both.
+    """
 
     size: Size
-    pad: int  # 0 to 255, every channel
+    pad: int | tuple[int, ...]  # 0 to 255, of every channel or of each, in the order of `Preprocess.color`
     centered: bool
+    stride: int | None = None
+    margin: int = 0
+    shorter: int | None = None
+    scale_up: bool = True  # False leaves smaller images as they are
+    rounding: Rounding = "nearest"  # of the scaled sides; which trainer has which: docs/recipes.md
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +83,12 @@ def fit(image: object, preprocess: Preprocess) -> np.ndarray:
     Sizes follow torchvision: the longer side is truncated, a crop beyond the border is filled with 0.
     Raises SoupError with the bare reason where it cannot be read or is not of these kinds; the caller names the sample.
     """
-    pixels = _rgb(image, preprocess.backend)
-    if preprocess.letterbox is not None:
-        pixels = _letterbox(pixels, preprocess.letterbox, preprocess=preprocess)
-    if preprocess.resize is not None:
-        pixels = _resize(pixels, _resized(pixels.shape[:2], preprocess.resize), preprocess=preprocess)
-    if preprocess.crop is not None:
-        pixels = _center_crop(pixels, _pair(preprocess.crop))
+    pixels = read_rgb(image, preprocess.backend)
+    found = geometry(pixels.shape[:2], preprocess)
+    if pixels.shape[:2] != found.inner:
+        pixels = _resize(pixels, found.inner, preprocess=preprocess)
+    if found.outer != found.inner:
+        pixels = _placed(pixels, found, fill=_fill(preprocess))
     return np.ascontiguousarray(_recolor(pixels, preprocess))
 
 
@@ -93,7 +103,8 @@ def normalize(image: np.ndarray, mean: np.ndarray, std: np.ndarray, *, out: np.n
         plane /= std[channel]
 
 
-def _rgb(image: object, backend: Backend) -> np.ndarray:
+def read_rgb(image: object, backend: Backend) -> np.ndarray:
+    """An image as uint8 [height, width, 3], in the order RGB; as `fit` takes it, and raises."""
     if isinstance(image, Path):
         return _read_cv2(image) if backend == "cv2" else _read_pil(image)
     if hasattr(image, "convert"):  # a PIL image, whatever the backend; its pixels may still have to be read
@@ -171,31 +182,21 @@ def _recolor(pixels: np.ndarray, preprocess: Preprocess) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
 
 
-def _letterbox(pixels: np.ndarray, box: Letterbox, *, preprocess: Preprocess) -> np.ndarray:
-    height, width = _pair(box.size)
-    scale = min(height / pixels.shape[0], width / pixels.shape[1])
-    inner = max(1, round(pixels.shape[0] * scale)), max(1, round(pixels.shape[1] * scale))
-    top, left = ((height - inner[0]) // 2, (width - inner[1]) // 2) if box.centered else (0, 0)
-    canvas = np.full((height, width, 3), box.pad, np.uint8)
-    canvas[top : top + inner[0], left : left + inner[1]] = _resize(pixels, inner, preprocess=preprocess)
+def _placed(pixels: np.ndarray, found: Geometry, *, fill: np.ndarray) -> np.ndarray:
+    """Pixels of size `found.inner` on a canvas of `found.outer`; what does not fit on it is cut off."""
+    canvas = np.empty((*found.outer, 3), np.uint8)
+    canvas[:] = fill
+    shown = [  # of each axis: where it goes, where it is from
+        (slice(max(0, at), max(0, at) + min(have, room)), slice(max(0, -at), max(0, -at) + min(have, room)))
+        for at, have, room in zip(found.offset, found.inner, found.outer, strict=True)
+    ]
+    (rows, rows_from), (columns, columns_from) = shown
+    canvas[rows, columns] = pixels[rows_from, columns_from]
     return canvas
 
 
-def _center_crop(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    margins = [max(0, wanted - have) for wanted, have in zip(size, pixels.shape[:2], strict=True)]
-    if any(margins):
-        pixels = np.pad(pixels, [(margin // 2, (margin + 1) // 2) for margin in margins] + [(0, 0)])
-    top, left = (round((have - wanted) / 2) for wanted, have in zip(size, pixels.shape[:2], strict=True))
-    return pixels[top : top + size[0], left : left + size[1]]
-
-
-def _resized(shape: tuple[int, ...], size: Size) -> tuple[int, int]:
-    if not isinstance(size, int):
-        return size
-    height, width = shape
-    shorter = min(height, width)
-    return (size, int(size * width / shorter)) if height == shorter else (int(size * height / shorter), size)
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+def _fill(preprocess: Preprocess) -> np.ndarray:
+    """uint8 [1 or 3], in the order RGB."""
+    pad = 0 if preprocess.letterbox is None else preprocess.letterbox.pad
+    values = np.array(pad, np.uint8).reshape(-1)
+    return values[::-1] if preprocess.color == "bgr" else values

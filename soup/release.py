@@ -117,5 +117,7 @@ def refuse_inside(out: Path, release: Path) -> None:
 
 def _heading(facts: ReleaseFacts | None, code: Exit) -> Heading:
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    recipe, metric = (facts.recipe_sha256, metric_named(facts.task, facts.metric)) if facts else (None, None)
-    return Heading("Verification report", created, code, recipe, metric, "the golden samples")
+    if facts is None:
+        return Heading("Verification report", created, code, None, None, "the golden samples")
+    metric = metric_named(facts.task, facts.metric, facts.settings)
+    return Heading("Verification report", created, code, facts.recipe_sha256, metric, "the golden samples")

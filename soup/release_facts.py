@@ -66,6 +66,7 @@ class Candidate:
     sha256: str
     tolerance: float
     ranges: str | None = None
+    boxes: bool = False  # as Artifact's
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class ReleaseFacts:
     exit_code: int
     previous: Previous | None = None
     precision: tuple[Attempt, ...] = ()  # in the order of export.precision
+    settings: Mapping[str, JsonValue] = field(default_factory=dict)  # of the metric, `soup.tasks.Settings`
     build: EngineRecipe | None = None  # None in a release of an earlier version, see `recipe_of`
 
 

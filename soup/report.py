@@ -54,6 +54,7 @@ class HopRow:
     difference: str
     verdict: str
     worst_class: str = ""  # the one that lost most
+    moved: str = ""  # how answers changed, where a number of flips does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,8 @@ def hops_table(hops: Sequence[HopRow], *, unit: str) -> str:
     if any(hop.worst_class for hop in hops):  # "metric" is of all; a mean can hide what one class paid
         header.append("worst class")
         rows = [(*row, plain(hop.worst_class) or NONE) for row, hop in zip(rows, hops, strict=True)]
-    return table(header, rows)
+    moved = bullets([f"{hop.hop}: {hop.moved}" for hop in hops if hop.moved])
+    return "\n\n".join(part for part in (table(header, rows), moved) if part)
 
 
 def checks_table(checks: Sequence[Check]) -> str:

@@ -21,12 +21,12 @@ from soup.average import cook
 from soup.checkpoint import Checkpoint, StateDict, state_sha256
 from soup.data import Split
 from soup.deployed import Deployed
-from soup.evaluate import Evaluation, Memory, evaluate, without_numbers
+from soup.evaluate import Evaluation, Memory, evaluate, outputs_and_answers, without_numbers
 from soup.ledger import Key, Ledger
 from soup.models import load, torch_predict
 from soup.recalibration import AstrayError, Calibration, recalibrated, shown_weights
 from soup.runner import Runner
-from soup.tasks import Metric
+from soup.tasks import Metric, Settings
 from soup.trials import Bar, Rule, value_of
 from soup.weights import Weights, weights_key
 
@@ -58,6 +58,7 @@ class Kitchen:
     progress: Callable[[str, int, int], None]
     ledger: Ledger = field(default_factory=lambda: Ledger(None))
     facts: Mapping[str, object] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)  # of the metric
     runner: Runner | Deployed | None = None
     images: Counter[str] = field(default_factory=Counter)
     reused: Counter[str] = field(default_factory=Counter)
@@ -100,7 +101,7 @@ class Kitchen:
             memory = Memory.of(earlier, kept)
         asked = _Asked(self, weights, policy, split, phase, key, memory, earlier is None or kept is not None)
         try:
-            found = asked.evaluate(bar, start)
+            found = replace(asked.evaluate(bar, start), outputs=None, answers=None)
         except AstrayError as error:  # for the ledger to keep it would take its value to be a number
             self.astray += [str(error)] if str(error) not in self.astray else []
             outputs = torch_predict(self.model, device=self.device)({"input": split.inputs(np.arange(1))})
@@ -118,13 +119,13 @@ class Kitchen:
     def with_outputs(self, weights: Weights, policy: Policy, split: Split, *, phase: Phase = "judging") -> Evaluation:
         """The finished evaluation with its outputs; those that were too large to keep are made again."""
         evaluation, key = self.measure(weights, policy, split, phase=phase), self.evaluation_key(weights, policy, split)
-        outputs = self.ledger.outputs(key)
-        if outputs is None and not math.isnan(value_of(evaluation)):
+        kept = self.ledger.outputs(key)
+        if kept is None and not math.isnan(value_of(evaluation)):
             memory = Memory(np.zeros(len(split), bool))
             asked = _Asked(self, weights, policy, split, phase, key, memory, keep_outputs=True)
-            asked.evaluate(None, None)
-            outputs = memory.outputs
-        return replace(evaluation, outputs=outputs)
+            return asked.evaluate(None, None)
+        outputs, answers = (None, None) if kept is None else outputs_and_answers(kept)
+        return replace(evaluation, outputs=outputs, answers=answers)
 
     def policy_for(self, weights: Weights) -> Policy:
         """A single keeps its own statistics: it is what would ship without a soup."""
@@ -263,7 +264,7 @@ class _Asked:
         )  # fmt: skip
         if self.images:
             self._keep()
-        return replace(found, outputs=None)
+        return found
 
     def _order(self, bar: Bar) -> np.ndarray | None:
         """The hardest first; mixed where only some are asked and nothing is known of them."""

@@ -96,6 +96,35 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """What more inference would give on val: `cost` is in forward passes of the model."""
+
+    label: str
+    value: float | None
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
+class ResolutionPoint:
+    """The model at another test resolution, on val; `note` says why there is no value, where there is none.
+
+    `difference` is from the resolution that was trained for, in pairs. `p50_ms` is of one image in torch, on the
+    machine of the build. The hashes are those of val as it is there.
+    """
+
+    scale: float
+    crop_ratio: float | None
+    preprocess: Mapping[str, object]
+    size: tuple[int, int] | None = None  # (height, width) that the network takes
+    val: float | None = None
+    difference: Difference | None = None
+    p50_ms: float | None = None
+    list_sha256: str = ""
+    targets_sha256: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LinePoint:
     """A soup on the straight line from one ingredient (share 0) to another (share 1), on `images` images of val."""
 
@@ -132,6 +161,7 @@ class Explanation:
     ensemble: float | None = None
     line: Line | None = None
     plane: tuple[Place, ...] = ()
+    references: tuple[Reference, ...] = ()  # fusions of the ingredients' boxes, other ways to thin them out, views
     causes: tuple[str, ...] = ()  # why only one checkpoint survived, the likeliest first
 
 

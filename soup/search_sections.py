@@ -21,6 +21,9 @@ Method = Annotated[
 ]  # fmt: skip
 
 
+View = Annotated[Literal["flip"] | Annotated[Number, Field(gt=0, le=4)], expects("flip, or a scale as 1.25")]
+
+
 class Budget(Section):
     """The most that `ranked` may spend."""
 
@@ -76,6 +79,9 @@ class Explain(Section):
     contributions: Flag = True
     """the soup without each of its ingredients in turn"""
     ensemble: Flag = True
-    """the averaged logits of the soup's ingredients, as the upper reference"""
+    """the soup's ingredients asked together, as the upper reference: averaged class scores, or boxes fused; of
+    detection also the model's own boxes thinned out in other ways"""
+    views: tuple[View, ...] = ()
+    """test-time augmentation beside the image itself, as a reference: flip, or scales as 0.8 and 1.25"""
     line: Annotated[Whole, Field(ge=0, le=50)] = 3
     """points between two ingredients on the straight line, for the picture and for barriers; 0 draws none"""

@@ -8,6 +8,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
@@ -94,14 +95,36 @@ class Cache(Section):
     """the most that decoded images may take on disk"""
 
 
-class Data(Section):
-    """Images with their labels: a folder with one subfolder per class, labels.csv, an .npz, or a callable."""
+class Files(Section):
+    """Images and what is in them, where these lie apart."""
 
-    train: Text | None = None
+    images: Text
+    """folder of the images"""
+    annotations: Text | None = None
+    """detection: folder of Pascal VOC .xml or YOLO .txt files, or a COCO .json; segmentation: a COCO .json"""
+    masks: Text | None = None
+    """segmentation: folder of masks (PNG), named as the images"""
+    panoptic: Text | None = None
+    """segmentation: folder of the PNG files of a COCO panoptic .json"""
+    list: Text | None = None
+    """text file that names the images of this split, one a line, as Pascal VOC's ImageSets/Main/val.txt"""
+
+
+Where = Annotated[Text | Files, expects("a path, './file.py:name', or {images, annotations or masks}")]
+
+
+class Data(Section):
+    """Images with what is in them.
+
+    Classification: a folder with one subfolder per class, labels.csv, an .npz. Detection: a Pascal VOC or YOLO folder,
+    a COCO .json. Segmentation: a folder with images/ and masks/. Or {images, annotations or masks}, or a callable.
+    """
+
+    train: Where | None = None
     """BatchNorm recalibration draws from here; needed unless search.bn_policy is averaged"""
-    val: Text
+    val: Where
     """chooses the soup"""
-    test: Text | None = None
+    test: Where | None = None
     """judges the soup and is never used to choose; without it the report says that nothing did"""
     max_overlap: Annotated[Number, Field(ge=0, le=1)] = 0.001
     """the share of a split's images that may also be in another split"""
@@ -113,15 +136,48 @@ class Data(Section):
     """whether an unreadable image stops the build or is skipped and counted"""
 
 
+Byte = Annotated[Whole, Field(ge=0, le=255)]
+Pad = Annotated[
+    Byte | Annotated[tuple[Byte, ...], Field(min_length=1)], expects("0 to 255, or one such number per channel")
+]
+
+
 class Letterbox(Section):
     """Scale to fit, then fill."""
 
     size: Size
-    """pixels, or [height, width], of the result"""
-    pad: Annotated[Whole, Field(ge=0, le=255)] = 114
-    """value that fills the rest, 0 to 255"""
+    """pixels, or [height, width], that the scaled image fits into; the result's own, unless there is a stride"""
+    pad: Pad = 114
+    """value that fills the rest, 0 to 255; one, or one per channel in the order of `color`"""
     centered: Flag = True
     """whether the rest is split between both sides or is all right and below"""
+    stride: Count | None = None
+    """the result is only as large as the scaled image, each side rounded up to a multiple of this; null fills `size`"""
+    margin: Annotated[Whole, Field(ge=0)] = 0
+    """pixels that each side is longer before it is rounded up to the stride"""
+    shorter: Count | None = None
+    """the most that the scaled image's shorter side may have"""
+    scale_up: Flag = True
+    """whether images smaller than `size` are enlarged"""
+    rounding: Literal["nearest", "half_up", "floor", "ceil", "detr"] = "nearest"
+    """how scaled sides become whole pixels; docs/recipes.md tells which trainer has which"""
+
+    @model_validator(mode="after")
+    def _margin_has_a_stride(self) -> Letterbox:
+        if self.margin and self.stride is None:
+            raise ValueError("margin is added before rounding up to a stride, which is not given. Give stride too")
+        return self
+
+
+class Sweep(Section):
+    """Test resolutions at which a build measures its winner, too."""
+
+    scales: tuple[Annotated[Number, Field(ge=0.25, le=4)], ...] = Field(
+        default=(0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4), min_length=1
+    )
+    """what resize, crop or letterbox are multiplied by"""
+    crop_ratios: tuple[Annotated[Number, Field(gt=0, le=1)], ...] = ()
+    """crop over the resized shorter side, each tried at every scale beside the one that is given"""
 
 
 class Preprocess(Section):
@@ -143,6 +199,13 @@ class Preprocess(Section):
     """subtracted from pixels scaled to 0..1; one value, or one per channel"""
     std: tuple[Positive, ...] = (1.0,)
     """divides what is left; one value, or one per channel"""
+    sweep: Sweep | None = None
+    """other test resolutions to measure the winner at; export takes one with --resolution"""
+
+    @property
+    def facts(self) -> dict[str, JsonValue]:
+        """What an image goes through, as JSON: what a device has to do, too."""
+        return self.model_dump(mode="json", exclude={"sweep"})
 
     @field_validator("mean", "std")
     @classmethod
@@ -156,6 +219,9 @@ class Preprocess(Section):
     def _one_geometry(self) -> Preprocess:
         if self.letterbox and (self.resize or self.crop):
             raise ValueError("letterbox stands instead of resize and crop. Remove one or the other")
+        values, channels = self.letterbox and self.letterbox.pad, 1 if self.color == "gray" else 3
+        if isinstance(values, tuple) and len(values) not in (1, channels):
+            raise ValueError(f"letterbox.pad has {len(values)} values, expected 1 or one per channel ({channels})")
         return self
 
 

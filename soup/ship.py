@@ -16,12 +16,13 @@ from soup import Progress, SoupError
 from soup.baseline import Baseline, open_baseline, refuse_missing
 from soup.build_folder import read_build
 from soup.calibration_images import calibration_images, keep_ranges, known_ranges
+from soup.chosen_resolution import hop_to, point_of
 from soup.companion_files import companions
 from soup.contract import Interface
 from soup.engine_gates import open_gates
 from soup.export_gates import hold, interface_check
 from soup.export_graph import export_graph
-from soup.export_proof import Before, Job, Options, Proved, answers_of, prove_file, step
+from soup.export_proof import Before, Job, Options, Proved, answers_of, golden_targets, prove_file, step
 from soup.export_source import Source, exported_config, open_build
 from soup.files import staged_folder, write_file
 from soup.gates import Exit, Subject, exit_code, require_gates
@@ -29,7 +30,7 @@ from soup.golden import GOLDEN, Golden, write_golden
 from soup.ladder import Rung, climb, shipped_graph
 from soup.manifest import seal, strangers
 from soup.pipeline import int8_rules
-from soup.proof import Artifact, Findings, outputs_check, place_of
+from soup.proof import OUTLIERS, Artifact, Findings, outputs_check, place_of
 from soup.release_facts import Previous, as_json
 from soup.release_report import Heading, write_reports
 from soup.ship_facts import ONNX, release_facts
@@ -59,11 +60,13 @@ def export(folder: Path, out: Path, *, overrides: Sequence[str], options: Option
     baseline = open_baseline(options.baseline) if options.baseline else None
     built = read_build(folder)
     with staged_folder(out) as stage:  # now, so that a folder that cannot be written is told before the work
-        config = exported_config(built, overrides)
+        point = point_of(built, options.resolution)
+        config = exported_config(built, overrides, point=point)
         refuse_missing(config.gates.against_baseline, baseline)
         plan = plan_for(config, engine=options.trt)
-        source = open_build(built, config, progress=progress)
+        source = open_build(built, config, point=point, progress=progress)
         findings = Findings(list(built.record.hops), list(built.record.checks))
+        findings.hops += [] if point is None else [hop_to(built, point)]
         start = Job(source, stage, findings, options, plan, progress)
         job, reference, exported = _onnx(start, baseline)
         forge = _forge(job)
@@ -98,7 +101,7 @@ def _onnx(job: Job, baseline: Baseline | None) -> tuple[Job, Proved, OnnxExport]
     if (asked := job.source.config.export.opset) > job.plan.opset:
         job.findings.notes.append(f"opset {job.plan.opset} instead of {asked}: the greatest that the target reads")
     _cost(job)
-    before, label = Before(job.source.built.record.winner.label, job.source.answers["val"]), "ONNX"
+    before, label = Before(job.source.label, job.source.answers["val"]), "ONNX"
     if exported.plain is not None:
         before, label = _trial_hop(job, exported.plain, before, label), "simplified"
     if job.source.config.export.preprocess == "in_graph":
@@ -117,7 +120,7 @@ def _onnx(job: Job, baseline: Baseline | None) -> tuple[Job, Proved, OnnxExport]
 
 def _held(job: Job, exported: OnnxExport, baseline: Baseline | None) -> Job:
     source, preprocess = job.source, job.source.config.preprocess
-    told = preprocess.model_dump(mode="json") if preprocess else {}
+    told = preprocess.facts if preprocess else {}
     now = Interface(exported.inputs, exported.outputs, source.val.class_names, told)
     job.findings.checks += interface_check(baseline, now)
     return replace(job, held=hold(source, baseline, now, cost=job.findings.cost, progress=job.progress))
@@ -143,7 +146,10 @@ def _trial_hop(job: Job, graph: bytes, before: Before, label: str) -> Before:
         answers, where = answers_of(job, runtime, f"the graph ({label})"), str(place_of(runtime.info))
     subject = Subject(f"graph ({label})", f"{before.label} → {label}", where)
     job.findings.hops.append(step(job, subject.hop, before.answers, answers, where=where))
-    job.findings.checks.append(outputs_check(before.answers.outputs or {}, answers.outputs or {}, subject))
+    outliers = OUTLIERS.get(job.source.config.task, 0.0)
+    job.findings.checks.append(
+        outputs_check(before.answers.outputs or {}, answers.outputs or {}, subject, outliers=outliers)
+    )
     return Before(label, answers)
 
 
@@ -169,6 +175,8 @@ def _settle(job: Job, reference: Proved, rungs: Sequence[Rung]) -> Rung | None:
         graph, engine = rung.graph, rung.engine
         if graph is not None and graph is not reference:
             job.findings.hops.append(graph.hop)
+        if rung.inside is not None and rung.inside.gates:
+            job.findings.hops.append(rung.inside.hop)
         job.findings.checks += rung.checks
         if engine is not None:
             job.findings.hops += [engine.proved.hop] if engine.proved else []
@@ -195,6 +203,7 @@ def _artifacts(job: Job, reference: Proved, rungs: Sequence[Rung], ships: Rung |
             found.append(rung.graph.artifact)
         else:
             (job.stage / rung.graph.artifact.file).unlink()
+    found += [rung.inside.artifact for rung in rungs if rung.inside is not None]
     built = [rung.engine.artifact for rung in rungs if rung.engine is not None and rung.engine.artifact is not None]
     found += [one for one in built[-1:] if (job.stage / one.file).is_file()]
     job.findings.keep({one.file for one in found})
@@ -214,6 +223,7 @@ def _golden(source: Source, reference: Proved, rungs: Sequence[Rung], artifacts:
     """Inputs as the graph is fed, targets, every artifact's answers, and the best single's scores if they were kept."""
     rows, names = source.golden_rows, list(reference.golden)
     graphs = [reference, *(rung.graph for rung in rungs if rung.graph)]
+    graphs += [rung.inside for rung in rungs if rung.inside and rung.inside.gates]
     engines = [rung.engine.proved for rung in rungs if rung.engine and rung.engine.proved]
     files = {one.sha256 for one in artifacts}
     answers = {one.artifact.file: one.golden for one in (*graphs, *engines) if one.artifact.sha256 in files}
@@ -221,7 +231,7 @@ def _golden(source: Source, reference: Proved, rungs: Sequence[Rung], artifacts:
     best_single = source.built.per_sample("best_single", source.golden.name)
     return Golden(
         inputs=reference.inputs,
-        targets={name: array[rows] for name, array in source.golden.targets.items()},
+        targets=golden_targets(source),
         outputs={"torch": torch_answers, **answers},
         best_single={name: array[rows] for name, array in best_single.items()},
     )

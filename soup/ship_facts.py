@@ -11,6 +11,7 @@ from exporters.engine_settings import settings_facts
 from exporters.torch_to_onnx import OnnxExport
 from soup.attempts import Attempt
 from soup.build_folder import RANGES, RECIPE
+from soup.checkpoint import state_sha256
 from soup.export_source import Source
 from soup.files import sha256_file
 from soup.gates import Exit
@@ -32,9 +33,9 @@ def release_facts(
         task=config.task,
         metric=config.metric,
         classes=source.val.class_names,
-        preprocess=config.preprocess.model_dump(mode="json") if config.preprocess else None,
+        preprocess=config.preprocess.facts if config.preprocess else None,
         recipe_sha256=sha256_file(source.built.path / RECIPE),
-        state_sha256=record.state_sha256,
+        state_sha256=record.state_sha256 if source.point is None else state_sha256(source.model.state_dict()),
         best_single=record.best_single,
         winner=record.winner,
         val=ValFacts(len(source.val), list_sha256(source.val.hashes), findings.values),
@@ -47,6 +48,7 @@ def release_facts(
         exit_code=int(code),
         previous=previous,
         precision=tuple(findings.attempts),
+        settings=record.settings,
         build=_recipe(source, artifacts, findings.attempts, plan),
     )
 
@@ -57,7 +59,11 @@ def _recipe(
     """What a device builds its engine from: the precisions that did not fail here, else all of them, in their order."""
     graphs = {one.file: one for one in artifacts if one.kind == "onnx"}
     passed = [one for one in attempts if one.outcome != "failed"] or attempts
-    packed = [_candidate(graphs[one.file], graphs[ONNX], plan) for one in passed if one.file in graphs]
+    inside = {one.precision: one for one in artifacts if one.kind == "onnx" and one.boxes}
+    packed = [
+        _candidate(inside.get(one.precision, graphs[one.file]), graphs[ONNX], plan)
+        for one in passed if one.file in graphs
+    ]  # fmt: skip
     settings = replace(
         engine_settings(source.config, plan, capabilities=()), timing_cache=None, timing_cache_sha256=None
     )
@@ -74,4 +80,4 @@ def _candidate(graph: Artifact, fp32: Artifact, plan: TargetPlan) -> Candidate:
     """A graph as a device builds from it; a DLA that reads no Q/DQ nodes takes the FP32 one, with ranges beside it."""
     if graph.precision == "int8" and plan.calibration_cache:
         return Candidate("int8", fp32.file, fp32.sha256, graph.tolerance, RANGES)
-    return Candidate(graph.precision, graph.file, graph.sha256, graph.tolerance)
+    return Candidate(graph.precision, graph.file, graph.sha256, graph.tolerance, boxes=graph.boxes)

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 
 from exporters.runtimes import Arrays
-from soup.statistics import FEWEST_UNITS, RESAMPLES, binomial_tail, drawn_units, mean_draws, reduced_draws
+from soup.statistics import (
+    FEWEST_UNITS,
+    RESAMPLES,
+    Resample,
+    binomial_tail,
+    drawn_units,
+    mean_draws,
+    reduced_draws,
+    resampled_by_rows,
+)
 
 _BLOCK = 1 << 21  # tosses per block: bounds the memory, whatever the number of groups
 
@@ -20,6 +30,7 @@ def p_value(
     reduce: Callable[[Arrays], float],
     *,
     higher_is_better: bool,
+    resampled: Resample | None = None,
     groups: np.ndarray | None = None,
     seed: int = 0,
 ) -> tuple[float, str]:
@@ -35,7 +46,8 @@ def p_value(
     between the models, at random RESAMPLES times (Pitman 1937; Phipson and Smyth 2010 for its p-value): bootstraps of
     few groups, most of them unchanged, are too sure.
 
-    A single statistic [n] is taken for a mean, as `soup.judge.paired` does; `reduce` is asked about all others.
+    A single statistic [n] is taken for a mean, as `soup.judge.paired` does; `reduce` is asked about all others, and
+    `resampled` about many resamples at once.
     NaN, too few units and a metric that some resample leaves undefined give 1.0. Same arguments, same result.
     """
     single = len(after) == 1 and all(array.ndim == 1 for array in after.values())
@@ -43,8 +55,9 @@ def p_value(
     units = drawn_units(len(next(iter(after.values()))), groups)
     if not single:
         estimate = sign * (reduce(after) - reduce(before))
-        resampled = (sign * block for block in reduced_draws(reduce, after, before, units, seed=seed))
-        return _bootstrap(estimate, resampled, units=units, grouped=groups is not None)
+        resample = resampled or partial(resampled_by_rows, reduce)
+        draws = (sign * block for block in reduced_draws(resample, after, before, units, seed=seed))
+        return _bootstrap(estimate, draws, units=units, grouped=groups is not None)
     ((new,), (old,)) = after.values(), before.values()
     gains = sign * (new.astype(np.float64) - old.astype(np.float64))
     binary = len(gains) > 0 and all(np.isin(scores, (0, 1)).all() for scores in (new, old))

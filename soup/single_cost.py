@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from soup.export_graph import export_graph
 from soup.export_proof import Job
 from soup.export_source import Source
 from soup.models import load
+from soup.network import network_of
 from soup.proof import Artifact, as_fed, time_in_turns
 
 
@@ -42,7 +42,7 @@ def _single(source: Source) -> Source:
     sha = next(iter(record.best_single.weights))
     path = source.config.folder / next(one.path for one in record.ingredients if one.sha256 == sha)
     checkpoint = read_checkpoint(path, use=use.use, drop=use.drop, expected_sha256=sha)
-    single = copy.deepcopy(source.model)
+    single = network_of(source.config)
     load(single, load_state(with_names(checkpoint, single.state_dict())))
     return replace(source, model=single)
 

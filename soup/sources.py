@@ -21,17 +21,23 @@ from soup.files import sha256_bytes, sha256_file, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 _SHOWN = 10
+Given = str | Mapping[str, str] | Callable[[], object]  # what val.yaml has under data.val
 _CLASSES = 10**9  # a label beyond is a slip of the pen
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image before preprocessing (a path, an array, a PIL image, a tensor; an error instead) with its class."""
+    """One image before preprocessing (a path, an array, a PIL image, a tensor; an error instead) with its class.
+
+    `truth` is what else is in it, as a task's reader has it; `problems` is what was wrong with that, a sentence each.
+    """
 
     id: str
     image: object
     label: int
     group: str | None
+    truth: object = None
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +49,27 @@ class Source:
     count: int | None  # None where only reading tells
     class_names: tuple[str, ...] | None
     identity: object | None  # JSON of all that decides the images; None where only reading tells
+    notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()  # of records that belong to no sample
 
 
-def open_source(name: str, source: str | Callable[[], object], *, folder: Path, max_bytes: float) -> Source:
+def open_source(
+    name: str, source: Given, *, folder: Path, max_bytes: float, several_labels: bool = False
+) -> Source:  # fmt: skip
     """List the samples of the split `name`; paths are relative to `folder`. No image is decoded yet.
 
     Image folder: one subfolder per class, sorted, as torchvision's ImageFolder; hidden ones are left out.
     labels.csv: columns path (relative to the file), label (integers, or names, numbered in sorted order), group.
     .npz: images uint8 [n, h, w(, channels)], labels, optionally ids and groups; at most `max_bytes` once unpacked.
-    Function: called without arguments, gives a dataset (len and index) or an iterable of (image, label[, id]).
+    Function: called without arguments, gives a dataset (len and index) or an iterable of (image, label[, id]); with
+    `several_labels` the label is bool [classes].
     Raises SoupError with all problems of one kind at once.
     """
+    if isinstance(source, Mapping):
+        keys = ", ".join(source)
+        raise SoupError(f"data.{name}: has {keys}, expected an image folder, a .csv, an .npz or a callable.")
     if not isinstance(source, str):
-        return _from_function(name, source)
+        return _from_function(name, source, several_labels=several_labels)
     path = folder / Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path)
@@ -100,7 +114,7 @@ def _from_folder(root: Path) -> Source:
     if not samples:
         kinds = " ".join(SUFFIXES)
         raise SoupError(f"{root}: no images in {len(classes)} class folders, expected CLASS/IMAGE with one of {kinds}.")
-    return Source(str(root), samples, len(samples), tuple(map(shown, classes)), _files_identity(root, samples))
+    return Source(str(root), samples, len(samples), tuple(map(shown, classes)), files_identity(root, samples))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -123,7 +137,7 @@ def _refuse_circle(folder: Path) -> None:
 
 
 def _from_csv(path: Path) -> Source:
-    columns, rows = _read_csv(path)
+    columns, rows = read_csv(path)
     if missing := [column for column in ("path", "label") if column not in columns]:
         raise SoupError(f"{path}: no column {' and '.join(missing)}, expected path,label[,group] but found {columns}.")
     if not rows:
@@ -136,10 +150,10 @@ def _from_csv(path: Path) -> Source:
         Sample(row["path"], path.parent / row["path"], label, row.get("group"))
         for row, label in zip(rows.values(), labels, strict=True)
     ]
-    return Source(str(path), samples, len(samples), class_names, _files_identity(path.parent, samples))
+    return Source(str(path), samples, len(samples), class_names, files_identity(path.parent, samples))
 
 
-def _read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+def read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
     """The header, and line number → row."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -223,23 +237,24 @@ def _read_npz(path: Path, *, max_bytes: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _from_function(name: str, function: Callable[[], object]) -> Source:
+def _from_function(name: str, function: Callable[[], object], *, several_labels: bool) -> Source:
     origin = f"data.{name}"
     dataset = call(function, where=origin)
     count = cast("int", call(len, dataset, where=origin)) if isinstance(dataset, Sized) else None
     if count is not None and hasattr(dataset, "__getitem__"):
-        items = _by_index(dataset.__getitem__, count)
+        items = by_index(dataset.__getitem__, count)
     elif isinstance(dataset, Iterable):
-        items = _in_turn(cast("Iterator[object]", call(iter, dataset, where=origin)), origin)
+        items = in_turn(cast("Iterator[object]", call(iter, dataset, where=origin)), origin)
     else:
         raise SoupError(
             f"{origin}: gave {type(dataset).__name__}, expected a dataset or an iterable of (image, label[, id])."
         )
-    samples = (_function_sample(item, index, where=f"{origin}: sample {index}") for index, item in enumerate(items))
+    read = _labelled if several_labels else _function_sample
+    samples = (read(item, index, where=f"{origin}: sample {index}") for index, item in enumerate(items))
     return Source(origin, samples, count, None, None)
 
 
-def _by_index(get: Callable[[int], object], count: int) -> Iterator[object]:
+def by_index(get: Callable[[int], object], count: int) -> Iterator[object]:
     """What a dataset raises for a sample stands for its image, since datasets read files when they are indexed."""
     for index in range(count):
         try:
@@ -248,7 +263,7 @@ def _by_index(get: Callable[[int], object], count: int) -> Iterator[object]:
             yield error
 
 
-def _in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
+def in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
     end = object()
     for index in itertools.count():
         item = call(next, items, end, where=f"{origin}: sample {index}")
@@ -269,7 +284,18 @@ def _function_sample(item: object, index: int, *, where: str) -> Sample:
     return Sample(str(item[2]) if len(item) == 3 else str(index), image, int(label.item()), None)
 
 
-def _files_identity(root: Path, samples: Sequence[Sample]) -> object:
+def _labelled(item: object, index: int, *, where: str) -> Sample:
+    """Of an image with any number of labels, as 0 and 1 for each class."""
+    if isinstance(item, SoupError):
+        return Sample(str(index), item, 0, None)
+    labels = np.asarray(item[1]) if isinstance(item, (tuple, list)) and len(item) in (2, 3) else np.empty(0)
+    if labels.ndim != 1 or not labels.size or not np.isin(labels, (0, 1)).all():
+        raise SoupError(f"{where} has labels {labels!r}, expected 0 or 1 for each class. Give (image, labels[, id]).")
+    sample = _function_sample([item[0], 0, *item[2:]], index, where=where)  # type: ignore[index]  # a sequence, as seen
+    return replace(sample, truth=labels.astype(bool))
+
+
+def files_identity(root: Path, samples: Sequence[Sample]) -> object:
     stamps = [[sample.id, *_stamp(sample.image)] for sample in samples if isinstance(sample.image, Path)]
     return ["files", str(root.resolve()), stamps]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from soup.aids import logits_of, value_of_logits
 from soup.bookkeeping import Settled
 from soup.causes import Pair, likely_causes, on_line
 from soup.config import Config
@@ -17,8 +15,8 @@ from soup.gates import compare
 from soup.geometry import Geometry
 from soup.judge import paired
 from soup.larder import Larder
-from soup.ledger import Key
 from soup.picture import shortest_names
+from soup.references import ensemble, references
 from soup.score import Kitchen
 from soup.search import Found
 from soup.search_records import Contribution, Explanation, Line, LinePoint, Place, difference_record
@@ -40,6 +38,7 @@ def explain(
         return Explanation()
     recalibration = kitchen.images["recalibration"]
     wanted, soup = config.explain, len(settled.trial.weights) > 1
+    pixels_or_classes = config.task != "detection"  # boxes have no mean
     labels = shortest_names({sha: one.path for sha, one in larder.cookable.items()})
     best = next(iter(found.singles[0].weights))
     second = _other_end(larder, found, settled.trial.weights, geometry, best=best)
@@ -47,9 +46,10 @@ def explain(
     pair = Pair(best, second, line) if second else None
     explanation = Explanation(
         _contributions(kitchen, settled) if wanted.contributions and soup else (),
-        _ensemble(kitchen, settled.trial.weights) if wanted.ensemble and soup else None,
+        ensemble(kitchen, settled.trial.weights) if wanted.ensemble and soup and pixels_or_classes else None,
         _line(kitchen, pair) if pair and line else None,
         _plane(larder, found, settled, geometry, labels),
+        tuple(references(config, kitchen, settled)),
         likely_causes(config, larder, kitchen, found, pair, labels) if pair and not soup else (),
     )
     _count_as_explaining(kitchen, recalibration)
@@ -100,24 +100,6 @@ def _amount(weight: Weight, tensor: str) -> float:
 def _plain_single(weights: Weights) -> Weights:
     """One ingredient alone is itself, whatever its weight was."""
     return dict.fromkeys(weights, 1.0) if len(weights) == 1 else weights
-
-
-def _ensemble(kitchen: Kitchen, weights: Weights) -> float | None:
-    """The metric of the averaged logits; None where the weights differ by layer. One ingredient's logits at a time."""
-    plain = {sha: weight for sha, weight in sorted(weights.items()) if not isinstance(weight, Mapping) and weight > 0}
-    if any(isinstance(weight, Mapping) for weight in weights.values()):
-        return None
-    parts = {sha: kitchen.evaluation_key({sha: 1.0}, "own", kitchen.val).sha256 for sha in plain}
-    what = {"kind": "ensemble", "weights": plain}
-    key = Key({"what": what, "evaluations": parts})
-    if kept := kitchen.ledger.arrays(key):  # logits too large for the ledger are made once
-        return finite(float(kept[0]["value"]))
-    total, mean = math.fsum(plain.values()), np.zeros(())
-    for sha, weight in plain.items():
-        mean = mean + logits_of(kitchen, sha, phase="explaining").astype(np.float64) * (weight / total)
-    value = value_of_logits(kitchen, mean)
-    kitchen.ledger.keep_arrays(key, {"value": np.array(value)}, {})
-    return finite(value)
 
 
 def _other_end(larder: Larder, found: Found, weights: Weights, geometry: Geometry, *, best: str) -> str | None:

@@ -35,6 +35,11 @@ MAY_IMPORT_TORCH = {
     "soup.calibration_images", "soup.companion_files", "soup.deployed", "soup.engine_stage", "soup.export_gates",
     "soup.export_graph",
     "soup.export_proof", "soup.ladder", "soup.ship_facts", "soup.single_cost",  # of the export
+    "soup.adapters", "soup.adapters.centernet", "soup.adapters.detr", "soup.adapters.instance",
+    "soup.adapters.raw_outputs", "soup.adapters.segmentation", "soup.adapters.torchvision_heads", "soup.adapters.yolo",
+    "soup.network",  # of the larder
+    "soup.references", "soup.resolutions", "soup.views",  # what else would do, measured
+    "soup.chosen_resolution", "soup.nms_stage",  # of the export
 }  # fmt: skip
 IMPORT_ALL = """
 import importlib, json, sys

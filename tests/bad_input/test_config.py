@@ -54,7 +54,7 @@ def test_every_problem_of_a_val_yaml_is_told_at_once_by_line_and_key(project: Pa
         "val.yaml:8: serach: unknown key. Did you mean 'search'?",
         "val.yaml:9: export.batch: expected a whole number from 1, or {min, opt, max} in rising order, got 'many'.",
         "val.yaml:10: device: expected auto, cpu, cuda or cuda:0, got 'tpu'.",
-        "val.yaml:11: metric: expected 'accuracy', 'top5' or 'cross_entropy', got 'acc'.",
+        "val.yaml:11: metric: 'acc' is not known for classification. Expected one of accuracy, top5, cross_entropy",
         "val.yaml:12: extra: unknown key. Known here: model, ",
         "--set data.max_overlap=half: data.max_overlap: expected a number, got 'half'.",
     )

@@ -28,7 +28,8 @@ def answers(label: str, right: int, *, outputs: bool = True, shift: float = 0.0)
     classes = np.where(np.arange(400) < right, LABELS, (LABELS + 1) % 4)
     logits = np.eye(4, dtype=np.float32)[classes] * 3 + np.float32(shift)
     statistics = METRIC.per_sample({"output": logits}, {"label": LABELS})
-    return Answers(label, statistics, {"output": logits} if outputs else None, METRIC.reduce(statistics), 400)
+    kept = {"output": logits} if outputs else None
+    return Answers(label, statistics, kept, METRIC.reduce(statistics), 400, kept)
 
 
 AFTER = answers("INT8", 360)
@@ -121,11 +122,11 @@ def test_flips_are_counted_on_val_and_their_share_has_an_interval() -> None:
     assert count.kind == share.kind == "flips"
     by_kind = {check.unit: check for check in (count, share)}
     assert (by_kind["images"].verdict, by_kind["images"].measured) == ("pass", 36)
-    assert by_kind["images"].message == "36 of 400 images change their class, within the limit of 36"
+    assert by_kind["images"].message == "36 of 400 images change their answer, within the limit of 36"
     low, high = wilson(0.09, 400)
     assert by_kind["%"].verdict == "inconclusive"
     assert by_kind["%"].message == (
-        f"36 of 400 images change their class: 9.00 %, 95 % interval {low * 100:.2f} to {high * 100:.2f}; "
+        f"36 of 400 images change their answer: 9.00 %, 95 % interval {low * 100:.2f} to {high * 100:.2f}; "
         "limit 9.00 %, more is possible"
     )
     assert [check.verdict for check in judged({"flips": {"max_count": 35, "max_share": 0.01}})] == ["fail", "fail"]
@@ -156,7 +157,7 @@ def test_outputs_are_held_to_their_largest_difference_and_smallest_cosine() -> N
 def test_outputs_that_are_not_finite_fail_whatever_the_limit() -> None:
     logits = dict(AFTER.outputs or {})
     logits["output"] = np.where(np.arange(400)[:, None] == 7, np.nan, logits["output"])
-    broken = Answers("INT8", AFTER.per_sample, logits)
+    broken = Answers("INT8", AFTER.per_sample, logits, answers=logits)
     checks = judged({"outputs": {"max_error": 1e9, "cosine": 0}}, after=broken)
     assert [(check.verdict, check.measured) for check in checks] == [("fail", None)] * 2
     (count,) = judged({"flips": {"max_count": 36}}, after=broken)

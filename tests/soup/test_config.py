@@ -13,9 +13,10 @@ from jsonschema.exceptions import ValidationError
 
 from soup import SoupError
 from soup.config import Config, apply_overrides, load_config, resolved, schema
+from soup.metric_names import Task, is_name, names_of
 from soup.search import METHODS as RUN
 from soup.search_sections import METHODS
-from soup.tasks.classification import METRICS
+from soup.tasks import metric_named
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "schemas" / "val.schema.json"
 MINIMAL = """\
@@ -47,12 +48,22 @@ preprocess:
   mean: [0.485, 0.456, 0.406]
   std: [0.229, 0.224, 0.225]
   letterbox: null
+  sweep: {scales: [0.8, 1.0], crop_ratios: [0.875]}
 metric: accuracy
 device: auto
 search:
   {methods: [uniform, greedy], bn_policy: recalibrated, min_gain: 0, confidence: null, budget: null, early_stop: true,
   precision: fp32, backend: auto}
-explain: {contributions: true, ensemble: true, line: 3}
+explain: {contributions: true, ensemble: true, views: [flip, 0.8], line: 3}
+classification: {multilabel: false, classes: null, threshold: 0.5, class_weights: null, bins: 15}
+detection:
+  adapter: yolo
+  adapter_args: {strides: [8, 16, 32]}
+  classes: [a, b]
+  suppression:
+    {method: nms, iou: 0.5, score: 0.05, max_detections: 100, candidates: 1000, class_agnostic: false, sigma: 0.5,
+    voting_iou: null}
+segmentation: {output: out, classes: null, ignore_index: 255, palette: null, score_at: image}
 batchnorm: {samples: 1000, batch: 100}
 quantization: {samples: 500, method: entropy, percentile: 99.99, backend: onnxruntime, rest: fp32, budget: 100}
 export:
@@ -185,7 +196,12 @@ gates:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("task=detection", "expected 'classification' (detection and segmentation come with a later version)"),
+        ("metric=weighted_accuracy", "weighted_accuracy needs classification.class_weights, which are not given"),
+        ("task=pose", "expected 'classification', 'detection' or 'segmentation', got 'pose'"),
+        ("export.nms=onnx", "export.nms is onnx, and the task is classification. Leave it out"),
+        ("detection.adapter=yolov8", "expected one of torchvision, centernet, yolo, detr, none, or './file.py:name'"),
+        ("preprocess.sweep={scales: [0.1]}", "preprocess.sweep.scales[0]: expected 0.25 or more, got 0.1"),
+        ("explain.views=[upside_down]", "expected flip, or a scale as 1.25, got 'upside_down'"),
         ("search.methods=[greedy, ties]", "search.methods[1]: expected one of uniform, greedy, greedy_repeated, prun"),
         ("search.methods=[]", "search.methods: expected at least 1 of them, got []"),
         ("search.bn_policy=own", "(singles are always scored with their own statistics), got 'own'"),
@@ -210,7 +226,7 @@ gates:
         ("export.precision=[fp16, fp16]", "export.precision: names a precision twice"),
         ("export.profiles=[{min: 1, opt: 1, max: 2}]", "export.profiles: are for a dynamic batch"),
         ("export.frames=bgr", "export.frames: is the order of camera frames"),
-        ("export.nms=graph", "expected 'none' (detection comes with a later version)"),
+        ("export.nms=graph", "expected 'none', 'onnx' or 'efficientnms_trt', got 'graph'"),
         ("export.batch={min: 4, opt: 2, max: 8}", "{min, opt, max} in rising order, got {\"min\": 4, \"opt\": 2"),
         ("export.batch=true", "expected a whole number from 1, or {min, opt, max} in rising order, got true"),
         ("export.opset=12", "expected 13 or more, got 12"),
@@ -221,7 +237,7 @@ gates:
         ("preprocess={color: gray, std: [1, 1, 1]}", "preprocess.std: has 3 values, expected 1 or one per channel (1)"),
         ("preprocess.std=[0]", "preprocess.std[0]: expected more than 0, got 0"),
         ("preprocess={letterbox: {size: 8}, crop: 4}", "letterbox stands instead of resize and crop"),
-        ("preprocess={letterbox: {size: 8, pad: 256}}", "preprocess.letterbox.pad: expected 255 or less, got 256"),
+        ("preprocess={letterbox: {size: 8, pad: 256}}", "letterbox.pad: expected 0 to 255, or one such number per channel, got 256"),
         ("release.golden.count=some", "expected a whole number from 1, or 'all', got 'some'"),
         ("release.golden.from=test", "golden.from is test, but data.test is not given"),
         ("data.train=null", "BatchNorm is recalibrated on data.train, which is not given"),
@@ -230,7 +246,7 @@ gates:
         ("gates.latency={p99_ms: 1, device: orin}", "gates.latency.runtime: is missing. Meaning: the runtime"),
         ("gates.require=[onx]", "gates.require[0]: expected 'onnx', 'engine' or 'device', got 'onx'"),
         ("gates.accuracy.max_drop='0.1'", "expected a number, got '0.1'"),
-        ("metric=mAP", "expected 'accuracy', 'top5' or 'cross_entropy', got 'mAP'"),
+        ("metric=mAP", "'mAP' is not known for classification. Expected one of accuracy, top5"),
         ("device=gpu", "expected auto, cpu, cuda or cuda:0, got 'gpu'"),
         ("batchnorm=7", "batchnorm: expected keys below it, got 7"),
         ("extends=other.yaml", "extends: unknown key"),
@@ -314,7 +330,19 @@ def test_any_text_is_a_config_or_one_named_error(text: str, key: str, tmp_path_f
 
 
 def test_every_metric_of_the_task_can_be_asked_for_and_no_other() -> None:
-    assert set(get_args(Config.model_fields["metric"].annotation)) == set(METRICS)
+    settings = {
+        "classification": {}, "detection": {"classes": 3, "suppression": {}},
+        "segmentation": {"classes": 3, "ignore_index": 255, "score_at": "image"},
+    }  # fmt: skip
+    for task in get_args(Task):
+        for name in names_of(task):
+            assert is_name(name, task=task)
+            weights = {"weights": [1.0], "classes": 1} if name == "weighted_accuracy" else {}
+            assert metric_named(task, name, settings[task] | weights).name == name
+    for name in names_of("classification", multilabel=True):
+        assert metric_named("classification", name, {"multilabel": True}).name == name
+    assert is_name("top7", task="classification")
+    assert not is_name("top7", task="detection")
 
 
 def test_the_published_schema_is_the_one_that_the_code_gives() -> None:

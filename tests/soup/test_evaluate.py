@@ -24,6 +24,10 @@ class Table:
     scores: np.ndarray
     labels: np.ndarray
 
+    @property
+    def targets(self):
+        return {"label": self.labels}
+
     def __len__(self) -> int:
         return len(self.labels)
 

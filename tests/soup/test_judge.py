@@ -32,9 +32,8 @@ def logits(right: int, *, rows: int = 40) -> np.ndarray:
 def evaluation(outputs: np.ndarray, *, metric: Metric = METRIC, keep: bool = True, name: str = "output") -> Evaluation:
     per_sample = metric.per_sample({name: outputs}, {"label": LABELS[: len(outputs)]})
     value = metric.reduce(per_sample)
-    return Evaluation(
-        len(outputs), np.ones(len(outputs), bool), per_sample, value, None, {name: outputs} if keep else None
-    )
+    kept = {name: outputs} if keep else None
+    return Evaluation(len(outputs), np.ones(len(outputs), bool), per_sample, value, None, kept, answers=kept)
 
 
 def step(before: Evaluation, after: Evaluation, *, metric: Metric = METRIC) -> tuple[Hop, Interval]:
@@ -62,6 +61,9 @@ def test_a_metric_of_several_statistics_is_resampled_through_its_own_reader() ->
 
         def reduce(self, statistics: dict[str, np.ndarray]) -> float:
             return float(statistics["hits"].sum() / statistics["tries"].sum())
+
+        def resampled(self, statistics: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
+            return np.array(counts @ statistics["hits"] / (counts @ statistics["tries"]))
 
     random = np.random.default_rng(0)
     before = {"hits": random.integers(0, 3, 50), "tries": np.full(50, 4)}

@@ -135,6 +135,34 @@ def test_letterboxed_pixels_are_the_backends_resize():
     assert (box[32:] == 114).all()
 
 
+@pytest.mark.parametrize(("color", "pad"), [("rgb", (124, 116, 104)), ("bgr", (104, 116, 124))])
+def test_padding_has_a_value_for_each_channel_in_the_order_that_the_model_takes(color, pad):
+    box = Letterbox((8, 16), pad, centered=False)
+    image = fit(picture(8, 8), replace(AS_IT_IS, color=color, letterbox=box))
+    assert (image[:, 8:] == pad).all()
+    assert np.array_equal(image[:, :8], picture(8, 8) if color == "rgb" else picture(8, 8)[..., ::-1])
+
+
+def test_gray_padding_is_gray():
+    assert (
+        fit(picture(8, 8), replace(AS_IT_IS, color="gray", letterbox=Letterbox((8, 16), 90, True)))[:, 12:] == 90
+    ).all()
+
+
+def test_a_small_image_is_only_padded_where_scaling_up_is_off():
+    image = fit(picture(10, 12), replace(AS_IT_IS, letterbox=Letterbox(32, 7, centered=True, scale_up=False)))
+    assert np.array_equal(image[11:21, 10:22], picture(10, 12))
+    assert (image == 7).all(axis=2).sum() >= 32 * 32 - 10 * 12
+    large = replace(AS_IT_IS, letterbox=Letterbox(32, 7, centered=True, scale_up=False))
+    assert np.array_equal(fit(picture(64, 64), large), fit(picture(64, 64), replace(AS_IT_IS, resize=32)))
+
+
+def test_a_stride_leaves_only_the_padding_that_it_needs():
+    image = fit(picture(20, 40), replace(AS_IT_IS, letterbox=Letterbox(80, 7, centered=True, stride=32)))
+    assert image.shape == (64, 96, 3)
+    assert np.array_equal(image[12:52, 8:88], fit(picture(20, 40), replace(AS_IT_IS, resize=(40, 80))))
+
+
 def test_pil_ignores_the_exif_orientation_and_cv2_applies_it(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90° to see it upright

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from soup import SoupError
 from soup.tasks import metric_named
-from soup.tasks.classification import METRICS, flips, margins, predictions
+from soup.tasks.classification import METRICS, flips, margins, metric, predictions
 
 ACCURACY, TOP5, CROSS_ENTROPY = METRICS["accuracy"], METRICS["top5"], METRICS["cross_entropy"]
 
@@ -73,8 +73,8 @@ def test_cross_entropy_survives_large_logits():
 
 
 def test_no_samples_have_no_value():
-    for metric in METRICS.values():
-        assert np.isnan(metric.reduce(scored(metric, np.empty((0, 3)), [])))
+    for one in [*METRICS.values(), *map(made, SINGLE)]:
+        assert np.isnan(one.reduce(scored(one, np.empty((0, 7)), [])))
 
 
 @settings(max_examples=50, deadline=None)
@@ -105,9 +105,9 @@ def test_the_margin_is_the_lead_of_the_first_class():
 
 
 def test_a_label_without_a_logit_is_refused():
-    for metric in METRICS.values():
+    for one in [*METRICS.values(), *map(made, SINGLE)]:
         with pytest.raises(SoupError, match="label 3, expected 0 to 2"):
-            scored(metric, np.zeros((2, 3)), [0, 3])
+            scored(one, np.zeros((2, 3)), [0, 3])
 
 
 @pytest.mark.parametrize("scores", [np.zeros(3), np.zeros((3, 0)), np.zeros((1, 3, 4))])
@@ -121,11 +121,150 @@ def test_the_first_output_counts():
     assert ACCURACY.per_sample(outputs, {"label": np.array([1])})["correct"].all()
 
 
+SINGLE = ("accuracy", "top3", "cross_entropy", "balanced_accuracy", "weighted_accuracy", "f1", "ece")
+
+
+def made(name):
+    return metric(name, classes=7, weights=[1, 2, 0, 3, 1, 1, 5])
+
+
+def answered(rng, count, *, sharp=3.0):
+    labels = rng.integers(0, 7, count)
+    scores = rng.normal(size=(count, 7)).astype(np.float32) * sharp
+    scores[np.arange(count), labels] += sharp
+    return {"output": scores}, {"label": labels}
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 30), name=st.sampled_from(SINGLE))
+def test_a_resample_is_worth_what_its_repeated_images_are(seed, count, name):
+    rng, one = np.random.default_rng(seed), made(name)
+    statistics = one.per_sample(*answered(rng, count))
+    counts = rng.integers(0, 4, (5, count))
+    counts[0] = 1
+    counts[1, rng.integers(0, count)] += 1  # never all 0
+    drawn = one.resampled(statistics, counts)
+    assert drawn.shape == (5,)
+    assert drawn.dtype == np.float64
+    for row, value in zip(counts, drawn, strict=True):
+        rows = np.repeat(np.arange(count), row)
+        again = one.reduce({key: array[rows] for key, array in statistics.items()})
+        assert value == pytest.approx(again, rel=1e-12, abs=1e-15, nan_ok=True)
+    if name in ("accuracy", "top3", "balanced_accuracy", "f1"):
+        assert drawn[0] == one.reduce(statistics)  # to the bit
+
+
+def test_a_resample_of_no_images_has_no_value():
+    for name in SINGLE:
+        statistics = made(name).per_sample(*answered(np.random.default_rng(0), 4))
+        assert np.isnan(made(name).resampled(statistics, np.zeros((2, 4), int))).all()
+        assert made(name).resampled(statistics, np.zeros((0, 4), int)).shape == (0,)
+
+
+def test_a_resample_is_nan_where_an_image_in_it_is():
+    for name, loss in (("cross_entropy", np.nan), ("ece", np.nan), ("accuracy", 0.0)):
+        outputs = {"output": np.array([[np.nan, 1.0], [9.0, -9.0]])}
+        statistics = metric(name).per_sample(outputs, {"label": np.array([1, 0])})
+        first, second = metric(name).resampled(statistics, np.array([[2, 0], [0, 2]]))
+        assert first == pytest.approx(loss, nan_ok=True)
+        assert np.isfinite(second)
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 20), name=st.sampled_from(SINGLE))
+def test_no_rest_of_the_images_passes_a_bound(seed, count, name):
+    """What targets alone decide is known of the unseen images; all else of them may come out as it likes."""
+    rng, one = np.random.default_rng(seed), made(name)
+    outputs, targets = answered(rng, count, sharp=rng.choice([0.5, 3.0]))
+    statistics, seen = one.per_sample(outputs, targets), rng.random(count) < 0.5
+    hidden = {key: np.where(seen, array, 0).astype(array.dtype) for key, array in statistics.items()}
+    hidden |= one.known(targets)
+    best, worst = one.upper_bound(hidden, seen), one.worst_bound(hidden, seen)
+    for kind in range(6):
+        other = np.where(seen[:, None], outputs["output"], rng.normal(size=(count, 7)).astype(np.float32) * 20)
+        if kind < 2:  # all right, all wrong
+            target = targets["label"] if kind == 0 else (targets["label"] + rng.integers(1, 7, count)) % 7
+            other = np.where(seen[:, None], outputs["output"], 50 * np.eye(7, dtype=np.float32)[target])
+        value = one.reduce(one.per_sample({"output": other}, targets))
+        if np.isnan(value):  # all weights of these classes are 0
+            continue
+        assert best >= value if one.higher_is_better else best <= value
+        if worst is not None:
+            assert worst <= value if one.higher_is_better else worst >= value
+        if kind == 0 and name != "ece":
+            assert best == pytest.approx(value, abs=1e-11)
+
+
+def test_all_metrics_of_one_class_ask_and_tell_the_same():
+    rng = np.random.default_rng(3)
+    outputs, targets = answered(rng, 9)
+    renamed = {"logits": outputs["output"].copy()}
+    renamed["logits"][2] = np.roll(renamed["logits"][2], 1)
+    for name in SINGLE:
+        one = made(name)
+        assert one.answers(outputs, targets) is outputs
+        assert one.margins(outputs, outputs).tolist() == margins(outputs).tolist()
+        moves = one.moves(outputs, renamed)
+        assert moves.changed.tolist() == [row == 2 for row in range(9)]
+        assert moves.figures == {"flips": 1.0, "flipped_share": 1 / 9}
+        assert moves.text == "1 of 9 images changed class"
+        assert one.difficulty(outputs, targets).dtype == np.float32
+        assert all(array.shape[0] == 9 for array in one.per_sample(outputs, targets).values())
+        assert one.known(targets).keys() <= one.per_sample(outputs, targets).keys()
+
+
+@pytest.mark.parametrize("name", [name for name in SINGLE if name not in ("cross_entropy", "ece")])
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), error=st.sampled_from([0.01, 0.3, 2.0]))
+def test_a_settled_image_keeps_its_statistic_whatever_the_error(name, seed, error):
+    rng, one = np.random.default_rng(seed), made(name)
+    outputs, targets = answered(rng, 20)
+    settled = ~one.unsettled(outputs, error)
+    before = one.per_sample(outputs, targets)
+    noise = error * rng.choice([-0.999, 0.999], size=outputs["output"].shape)
+    after = one.per_sample({"output": outputs["output"] + noise}, targets)
+    for key, array in before.items():
+        assert np.array_equal(array[settled], after[key][settled])
+
+
+def test_rounding_changes_losses_and_confidences():
+    assert [made(name).unsettled({"output": np.zeros((2, 7))}, 0.0) for name in ("cross_entropy", "ece")] == [None] * 2
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 20])
+def test_any_number_of_ranks_agrees_with_scikit_learn(k):
+    rng = np.random.default_rng(k)
+    scores, labels = rng.normal(size=(200, 30)), rng.integers(0, 30, 200)
+    one = metric(f"top{k}")
+    assert one.name == f"top{k}"
+    expected = top_k_accuracy_score(labels, scores, k=k, labels=np.arange(30))
+    assert one.reduce(scored(one, scores, labels)) == pytest.approx(expected)
+
+
 def test_metrics_are_found_by_name():
     assert metric_named("classification", "cross_entropy").higher_is_better is False
-    with pytest.raises(
-        SoupError, match="'f1' is not known for classification, expected one of accuracy, cross_entropy, top5"
-    ):
-        metric_named("classification", "f1")
+    assert metric("accuracy") is ACCURACY
+    assert metric("cross_entropy") is CROSS_ENTROPY
+    assert metric("top5") == TOP5
+    for name in SINGLE:
+        assert made(name).name == name
+    names = r"accuracy, balanced_accuracy, cross_entropy, ece, f1, top5 \(or any number\), weighted_accuracy"
+    for name in ("map", "top0", "top", "topaz", "top-1", "f1_micro", "Accuracy"):
+        with pytest.raises(SoupError, match=f"'{name}' is not known for classification, expected one of {names}"):
+            metric(name)
+    for name in ("accuracy", "top5", "ece"):
+        message = (
+            f"'{name}' is not known for classification with several labels, expected one of exact_match, f1, f1_mi"
+        )
+        with pytest.raises(SoupError, match=message):
+            metric(name, multilabel=True)
     with pytest.raises(SoupError, match="'pose' is not known"):
         metric_named("pose", "accuracy")
+
+
+def test_settings_that_a_metric_cannot_have_are_refused():
+    with pytest.raises(SoupError, match="'ece' with 0 bins, expected 1 to 1000"):
+        metric("ece", bins=0)
+    with pytest.raises(SoupError, match=r"threshold 1\.0, expected a probability between 0 and 1"):
+        metric("f1", multilabel=True, threshold=1.0)
+    assert metric("accuracy", bins=0) is ACCURACY  # which does not read them

@@ -1,0 +1,59 @@
+"""What more inference, and other test resolutions, would give: two sections of a build's report."""
+
+from __future__ import annotations
+
+from soup.build_folder import BuildRecord
+from soup.build_tables import difference_text, shown_value
+from soup.report import NONE, plain, table
+from soup.resolution_choice import best_of
+from soup.search_records import ResolutionPoint
+
+
+def references_section(record: BuildRecord) -> str:
+    """References beside the model, each with its cost in forward passes."""
+    found = record.explanation.references if record.explanation else ()
+    if not found:
+        return ""
+    rows = [
+        (plain(one.label), shown_value(record, one.value), _change(record, one.value), f"{one.cost:g} ×")
+        for one in found
+    ]
+    told = "What the same images give otherwise, on val. An ensemble costs inference, and a soup does not."
+    return f"{told}\n\n{table(('', 'val', 'against the model', 'forward passes'), rows)}"
+
+
+def resolutions_section(record: BuildRecord) -> str:
+    """The metric over the time at each test resolution, the best one named."""
+    points = record.resolutions
+    if not points:
+        return ""
+    best = best_of(points, higher_is_better=record.higher_is_better)
+    rows = [_row(record, one, best=one is best) for one in points]
+    header = ("scale", "crop", "network's input", "val", "against the trained size", "one image in torch", "")
+    told = table(header, rows)
+    if best is None or best is points[0]:
+        return f"{told}\n\nNo other resolution does better on val than the one that is given."
+    return (
+        f"{told}\n\nThe best point is {_size(best)}; `soup export --resolution {best.scale:g}` takes it. It was "
+        "chosen on val, so expect less of new images."
+    )
+
+
+def _row(record: BuildRecord, one: ResolutionPoint, *, best: bool) -> tuple[str, ...]:
+    difference = "" if one.difference is None else plain(difference_text(one.difference, unit=record.metric_unit))
+    return (
+        f"{one.scale:g}", NONE if one.crop_ratio is None else f"{one.crop_ratio:g}", _size(one),
+        shown_value(record, one.val), difference, NONE if one.p50_ms is None else f"{one.p50_ms:.1f} ms",
+        "the best" if best else plain(one.note),
+    )  # fmt: skip
+
+
+def _size(one: ResolutionPoint) -> str:
+    return NONE if one.size is None else "×".join(map(str, one.size))
+
+
+def _change(record: BuildRecord, value: float | None) -> str:
+    if value is None or record.winner.val is None:
+        return NONE
+    change = value - record.winner.val
+    return f"{change * 100:+.2f} points" if record.metric_unit == "%" else f"{change:+.4f}"

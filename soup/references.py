@@ -1,0 +1,120 @@
+"""Upper references beside the soup: what its ingredients give together, at the cost of asking each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+
+from exporters.runtimes import Arrays
+from soup import SoupError
+from soup.aids import logits_of, value_of_logits
+from soup.bookkeeping import Settled
+from soup.config import Config
+from soup.files import finite
+from soup.ledger import Key
+from soup.score import Kitchen
+from soup.search_records import Reference
+from soup.tasks.alternatives import answers_by
+from soup.tasks.fusion import fuse_answers
+from soup.views import views_of
+from soup.weights import Weights
+
+Mode = Literal["union", "intersection", "weighted"]
+_FUSIONS: Mapping[Mode, str] = {
+    "union": "union of the ingredients' boxes",
+    "intersection": "intersection of the ingredients' boxes",
+    "weighted": "weighted fusion of the ingredients' boxes",
+}
+
+
+def ensemble(kitchen: Kitchen, weights: Weights) -> float | None:
+    """The metric of the averaged class scores; None where the weights differ by layer. One ingredient at a time."""
+    plain = _plain(weights)
+    if not plain:
+        return None
+    parts = {sha: kitchen.evaluation_key({sha: 1.0}, "own", kitchen.val).sha256 for sha in plain}
+    what = {"kind": "ensemble", "weights": plain}
+    key = Key({"what": what, "evaluations": parts})
+    if kept := kitchen.ledger.arrays(key):  # logits too large for the ledger are made once
+        return finite(float(kept[0]["value"]))
+    total, mean = math.fsum(plain.values()), np.zeros(())
+    try:
+        for sha, weight in plain.items():
+            mean = mean + logits_of(kitchen, sha, phase="explaining").astype(np.float64) * (weight / total)
+    except SoupError:  # they do not fit into memory
+        return None
+    value = value_of_logits(kitchen, mean)
+    kitchen.ledger.keep_arrays(key, {"value": np.array(value)}, {})
+    return finite(value)
+
+
+def references(config: Config, kitchen: Kitchen, settled: Settled) -> Iterator[Reference]:
+    """Views of each image; of detection also the ingredients' boxes fused, and other ways to thin out the model's."""
+    yield from views_of(config, kitchen, settled.trial.weights, settled.policy)
+    if config.task != "detection" or not config.explain.ensemble:
+        return
+    plain = _plain(settled.trial.weights)
+    if len(plain) > 1:
+        yield from _fusions(config, kitchen, plain)
+    yield from _other_suppressions(kitchen, settled)
+
+
+def _plain(weights: Weights) -> dict[str, float]:
+    """Positive weights of whole ingredients; none where they differ by layer."""
+    if any(isinstance(weight, Mapping) for weight in weights.values()):
+        return {}
+    return {sha: weight for sha, weight in sorted(weights.items()) if not isinstance(weight, Mapping) and weight > 0}
+
+
+def _fusions(config: Config, kitchen: Kitchen, plain: Mapping[str, float]) -> Iterator[Reference]:
+    key = Key({
+        "what": {"kind": "fusion", "weights": dict(plain)},
+        "evaluations": {sha: kitchen.evaluation_key({sha: 1.0}, "own", kitchen.val).sha256 for sha in plain},
+    })  # fmt: skip
+    kept = kitchen.ledger.arrays(key)
+    if kept is None:
+        found = [kitchen.with_outputs({sha: 1.0}, "own", kitchen.val, phase="explaining").answers for sha in plain]
+        answers, rules = [one for one in found if one is not None], config.detection.suppression
+        values = {
+            mode: _value(kitchen, fuse_answers(
+                answers, mode=mode, iou=rules.iou, min_votes=None, score=0.0, weights=list(plain.values()),
+                max_detections=rules.max_detections,
+            ))
+            for mode in _FUSIONS
+        } if len(answers) == len(plain) else {}  # fmt: skip
+        kept = {mode: np.array(value) for mode, value in values.items()}, {}
+        kitchen.ledger.keep_arrays(key, *kept)
+    for mode, label in _FUSIONS.items():
+        if mode in kept[0]:
+            yield Reference(label, finite(float(kept[0][mode])), float(len(plain)))
+
+
+def _value(kitchen: Kitchen, answers: Arrays) -> float:
+    return kitchen.metric.reduce(kitchen.metric.per_sample(answers, kitchen.val.targets))
+
+
+def _other_suppressions(kitchen: Kitchen, settled: Settled) -> Iterator[Reference]:
+    """One pass over val, its boxes thinned out in each of the ways."""
+    key = Key({
+        "what": {"kind": "suppressions", "weights": dict(settled.trial.weights)},
+        "evaluation": kitchen.evaluation_key(settled.trial.weights, settled.policy, kitchen.val).sha256,
+    })  # fmt: skip
+    kept = kitchen.ledger.arrays(key)
+    if kept is None:
+        gathered: dict[str, list[Arrays]] = {}
+        predict = kitchen.predict(settled.trial.weights, settled.policy)
+        for _, inputs, targets in kitchen.val.batches(kitchen.batch):
+            for label, answers in answers_by(kitchen.metric, predict(inputs), targets).items():
+                gathered.setdefault(label, []).append(kitchen.metric.per_sample(answers, targets))
+            kitchen.images["explaining"] += len(next(iter(inputs.values())))
+        values = {
+            label: kitchen.metric.reduce({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+            for label, parts in gathered.items()
+        }
+        kept = {label: np.array(value) for label, value in values.items()}, {}
+        kitchen.ledger.keep_arrays(key, *kept)
+    for label, value in kept[0].items():
+        yield Reference(label, finite(float(value)), 1.0)

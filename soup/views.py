@@ -1,0 +1,118 @@
+"""Test-time augmentation as a reference: what several views of each image give together, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from exporters.runtimes import Arrays, Predict
+from soup.config import Config
+from soup.evaluate import evaluate
+from soup.files import finite
+from soup.score import Kitchen
+from soup.search_records import Reference
+from soup.tasks.fusion import fuse_answers
+from soup.weights import Weights
+
+View = float | str  # a scale of the sides, or "flip"
+_MULTIPLE = 32  # of a scaled view's sides, where the network's own are multiples of it
+
+
+def views_of(config: Config, kitchen: Kitchen, weights: Weights, policy: str) -> Iterator[Reference]:
+    """The winner asked about every view of `explain.views` beside the image itself, and their answers merged.
+
+    Class scores and masks are averaged as probabilities, boxes are fused (weighted boxes fusion, Solovyev et al. 2019).
+    The cost is in forward passes, a scaled view's by its area.
+    """
+    views = config.explain.views
+    if not views:
+        return
+    predict = kitchen.predict(weights, "own" if len(weights) == 1 else policy)  # type: ignore[arg-type]
+    cost = 1.0 + sum(1.0 if view == "flip" else float(view) ** 2 for view in views)
+    label = f"{len(views) + 1} views ({', '.join(['the image', *map(_named, views)])})"
+    if config.task == "detection":
+        rules = config.detection.suppression
+        value = _boxes(kitchen, predict, views, iou=rules.iou, most=rules.max_detections)
+    else:
+        merged = evaluate(_averaged(predict, views), kitchen.val, kitchen.metric, batch=kitchen.batch)
+        value = float("nan") if merged.value is None else merged.value
+    kitchen.images["explaining"] += (len(views) + 1) * len(kitchen.val)
+    yield Reference(label, finite(value), cost)
+
+
+def seen_as(images: np.ndarray, view: View) -> np.ndarray:
+    """Images float32 [n, c, h, w] mirrored left to right, or resized by a factor (bilinear)."""
+    if view == "flip":
+        return np.ascontiguousarray(images[..., ::-1])
+    height, width = (_side(side, float(view)) for side in images.shape[2:])
+    resized = interpolate(torch.from_numpy(np.ascontiguousarray(images)), (height, width), mode="bilinear")
+    return resized.numpy()
+
+
+def boxes_back(boxes: np.ndarray, view: View, *, shape: tuple[int, ...], seen: tuple[int, ...]) -> np.ndarray:
+    """Boxes [n, A, 4] found on a view of shape `seen` (height, width), in pixels of the image of `shape`."""
+    if view == "flip":
+        x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
+        return np.stack([shape[1] - x2, y1, shape[1] - x1, y2], axis=-1)
+    factors = np.array([shape[1] / seen[1], shape[0] / seen[0]] * 2, boxes.dtype)
+    return np.asarray(boxes * factors)
+
+
+def _boxes(
+    kitchen: Kitchen, predict: Predict, views: Sequence[View], *, iou: float, most: int
+) -> float:  # fmt: skip
+    statistics: list[dict[str, np.ndarray]] = []
+    for _, inputs, targets in kitchen.val.batches(kitchen.batch):
+        (image,) = inputs.values()
+        parts = [kitchen.metric.answers(predict(inputs), targets)]
+        for view in views:
+            seen = seen_as(image, view)
+            boxes, *rest = predict({"input": seen}).values()
+            boxes = boxes_back(boxes, view, shape=image.shape[2:], seen=seen.shape[2:])
+            named = {str(at): array for at, array in enumerate((boxes, *rest))}
+            parts.append(kitchen.metric.answers(named, targets))
+        merged = fuse_answers(
+            parts, mode="weighted", iou=iou, min_votes=None, score=0.0, weights=None, max_detections=most
+        )
+        statistics.append(kitchen.metric.per_sample(merged, targets))
+    return kitchen.metric.reduce({name: np.concatenate([one[name] for one in statistics]) for name in statistics[0]})
+
+
+def _averaged(predict: Predict, views: Sequence[View]) -> Predict:
+    """Log of the mean probability over the views, classes in the second axis: what any metric of scores takes."""
+
+    def merged(inputs: Arrays) -> Arrays:
+        (image,) = inputs.values()
+        name, first = next(iter(predict(inputs).items()))
+        total = _probabilities(first)
+        for view in views:
+            scores = next(iter(predict({"input": seen_as(image, view)}).values()))
+            if scores.ndim == 4:
+                scores = seen_as(scores, "flip") if view == "flip" else _resized(scores, first.shape[2:])
+            total = total + _probabilities(scores)
+        with np.errstate(divide="ignore"):
+            return {name: np.log(total / (len(views) + 1)).astype(np.float32)}
+
+    return merged
+
+
+def _probabilities(scores: np.ndarray) -> np.ndarray:
+    shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    exponents: np.ndarray = np.exp(shifted)
+    return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+
+
+def _resized(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    return interpolate(torch.from_numpy(np.ascontiguousarray(scores)), list(size), mode="bilinear").numpy()
+
+
+def _side(side: int, scale: float) -> int:
+    step = _MULTIPLE if side % _MULTIPLE == 0 else 1
+    return max(step, round(side * scale / step) * step)
+
+
+def _named(view: View) -> str:
+    return "mirrored" if view == "flip" else f"× {view:g}"
