@@ -205,7 +205,7 @@ def _export(
         found = onnx_facts(exported, where=str(where)).opset
         if found == opset:
             traced = [str(item.message) for item in heard if item.category.__name__ == "TracerWarning"]
-            return exported, [*notes, f"exported by the {name} exporter", *traced]
+            return exported, [*notes, f"exported by the {name} exporter", *dict.fromkeys(traced)]
         notes.append(f"the {name} exporter gave opset {found}")
     raise ExportError(f"{where}: cannot be exported at opset {opset}: {'; '.join(notes)}.") from cause
 

@@ -66,7 +66,10 @@ def _files(job: Job, artifact: Artifact, interface: Interface, *, target: Target
     try:
         files["config.pbtxt"] = triton_config(model, name="model", platform="tensorrt_plan")
         normalisation = _normalisation(config)
-        if obstacle := nvinfer_obstacle(model, normalisation):
+        if config.task != "classification":
+            what = "boxes" if config.task == "detection" else "masks"
+            job.findings.notes.append(f"no DeepStream nvinfer config: {what} need a parser of your own there")
+        elif obstacle := nvinfer_obstacle(model, normalisation):
             job.findings.notes.append(f"no DeepStream nvinfer config: {obstacle}")
         else:
             named = classes or tuple(f"class {index}" for index in range(int(model.outputs[0].shape[-1])))

@@ -29,6 +29,7 @@ from soup.sections import (
 from soup.task_sections import Classification, Detection, Segmentation
 from soup.yaml_source import Problem, Source, override, read_source
 
+MOST_CANDIDATES = 3840
 _SHORTHANDS = {"checkpoints": "files"}  # a bare list of globs is fine too
 _AFTER_BUILD = ("gates", "export", "quantization", "release")  # where an export may differ from its build
 
@@ -130,6 +131,11 @@ class Config(Section):
         if info.data.get("task") != "detection":
             raise ValueError(f"export.nms is {export.nms}, and the task is {info.data.get('task')}. Leave it out")
         rules = detection.suppression
+        if export.nms == "onnx" and rules.candidates > MOST_CANDIDATES:
+            raise ValueError(
+                f"export.nms: onnx looks at {MOST_CANDIDATES} candidates at most, where TensorRT's TopK ends, and "
+                f"detection.suppression at {rules.candidates}. Lower it"
+            )
         if rules.method != "nms" or rules.voting_iou is not None:
             raise ValueError(
                 f"export.nms: {export.nms} does plain NMS, and detection.suppression asks for "

@@ -19,6 +19,8 @@ def verify_lines(result: VerifyResult) -> Iterator[str]:
     yield from _found(result)
     if result.golden_values:
         yield f"{result.metric} on the golden samples: {_values(result.golden_values, unit=result.metric_unit)}"
+    if result.otherwise:
+        yield f"with other suppressions: {_values(result.otherwise, unit=result.metric_unit)}"
     if result.digest:
         yield f"digest {result.digest}"
 

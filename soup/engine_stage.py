@@ -9,6 +9,7 @@ from pathlib import Path
 
 from exporters import ExportError
 from exporters.onnx_to_tensorrt import EngineBuild, onnx_to_tensorrt
+from soup.adapters import refuse_tensorrt
 from soup.engine_gates import build_gates
 from soup.export_proof import Job, Proved, prove_file
 from soup.files import write_file
@@ -39,6 +40,8 @@ class Engine:
 
 def make_engine(job: Job, graph: Proved) -> Engine:
     """Build and run it; what fails is a finding, since the ONNX release is whole without it."""
+    if reason := refuse_tensorrt(job.source.model):
+        return _unbuilt(job, ExportError(reason), f"{graph.artifact.label} → engine")
     implicit = job.plan.calibration_cache and graph.artifact.precision == "int8"  # built from the packed ranges
     if implicit or job.plan.built in ("device", "trtexec"):
         return _elsewhere(job)
@@ -49,6 +52,8 @@ def make_engine(job: Job, graph: Proved) -> Engine:
             raise
         for name in (ENGINE, LAYERS):
             (job.stage / name).unlink(missing_ok=True)
+        if graph.artifact.boxes and error.kind == "build":
+            error = ExportError(f"{error} With export.nms: none boxes are thinned out after the engine.")
         return _unbuilt(job, error, f"{graph.artifact.label} → engine")
     artifact = Artifact(
         ENGINE, "engine", built.sha256, graph.artifact.batch, graph.artifact.tolerance, graph.artifact.precision,

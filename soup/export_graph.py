@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from exporters.runtimes import Arrays
 from exporters.torch_to_onnx import OnnxExport, torch_to_onnx
 from soup.build_folder import RECIPE
 from soup.export_source import Source
@@ -16,12 +17,19 @@ _EXAMPLES = 8  # samples that the exporter traces with, and compares a simplifie
 
 def export_graph(source: Source, path: Path, *, opset: int) -> OnnxExport:
     """The source's model, after `export.prepare`, with the names and the batch that val.yaml asks for."""
-    export = source.config.export
+    export, found = source.config.export, source.golden_outputs
     example = {name: array[np.arange(_EXAMPLES) % len(array)] for name, array in source.golden_inputs.items()}
     return torch_to_onnx(
-        source.prepared(), example, path, inputs=export.inputs, outputs=export.outputs, batch=source.batch,
-        opset=opset, metadata=_metadata(source),
+        source.prepared(), example, path, inputs=export.inputs, outputs=export.outputs or _named(found),
+        batch=source.batch, opset=opset, metadata=_metadata(source),
     )  # fmt: skip
+
+
+def _named(outputs: Arrays) -> dict[str, str]:
+    """A detector's boxes, scores and labels keep their names; whatever else has the exporter's own."""
+    if list(outputs)[:2] != ["boxes", "scores"]:
+        return {}
+    return {name: "int64" if name == "labels" else "float32" for name in outputs}
 
 
 def _metadata(source: Source) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from exporters.runtimes import Arrays
 from soup import Progress, SoupError
+from soup.adapters import detach
 from soup.build_folder import SOUP, BuildFolder, BuildRecord, SplitRecord
 from soup.callables import call, resolve
 from soup.checkpoint import load_state, read_checkpoint, state_sha256, with_names
@@ -24,7 +25,7 @@ from soup.evaluate import Evaluation, evaluate
 from soup.golden import choose_golden
 from soup.larder import load_data, split_record
 from soup.models import in_parts, load, select_device, torch_predict
-from soup.network import network_of
+from soup.network import adapted, network_of
 from soup.own_metric import metric_of
 from soup.pipeline import cache_folder, evaluation_batch
 from soup.search_records import ResolutionPoint
@@ -107,13 +108,19 @@ class Source:
         return replace(split, images=split.images[..., ::-1] if swapped else split.images, preprocess=None)
 
     def prepared(self) -> nn.Module:
-        """The model as it is exported: after the user's `export.prepare`, where there is one."""
+        """The model as it is exported: after the user's `export.prepare`, where there is one.
+
+        That gets the raw network, and what it gives back is decoded as the network was.
+        """
         spec = self.config.export.prepare
         if spec is None:
             return self.model
+        detach(self.model)
         model = call(resolve(spec, folder=self.config.folder), self.model, where=f"export.prepare '{spec}'")
+        adapted(self.config, self.model)
         if not isinstance(model, nn.Module):
             raise SoupError(f"export.prepare '{spec}': returned {type(model).__name__}, expected a torch.nn.Module.")
+        model = adapted(self.config, model.eval())
         answers = torch_predict(model, device=torch.device("cpu"))({"input": self.golden.inputs(self.golden_rows[:2])})
         if len(answers) != len(self.golden_outputs):
             counts = f"{len(answers)} outputs, expected {len(self.golden_outputs)}"

@@ -32,6 +32,7 @@ from soup.proof import (
 )
 from soup.release_facts import ReleaseFacts, latency_rule
 from soup.tasks import Metric, metric_named
+from soup.tasks.alternatives import answers_by
 from soup.time_gates import throughput_gate
 
 
@@ -87,6 +88,13 @@ def golden_value(outputs: Arrays, by: Yardstick) -> float | None:
     return finite(by.metric.reduce(_answers("", outputs, by).per_sample or {}))
 
 
+def values_otherwise(by: Yardstick) -> dict[str, float | None]:
+    """The metric on the golden samples with torch's boxes thinned out in other ways; none for other tasks."""
+    outputs, targets, metric = by.golden.outputs["torch"], by.golden.targets, by.metric
+    found = answers_by(metric, outputs, targets)
+    return {label: finite(metric.reduce(metric.per_sample(one, targets))) for label, one in found.items()}
+
+
 def _answers(label: str, outputs: Arrays, by: Yardstick) -> Answers:
     answers = by.metric.answers(outputs, by.golden.targets)
     return Answers(label, by.metric.per_sample(answers, by.golden.targets), outputs, answers=answers)
@@ -131,7 +139,7 @@ def _prove_worth(
 def _accuracy_again(answers: Arrays, by: Yardstick, artifact: Artifact, *, where: str) -> tuple[Check, ...]:
     """The gates on answers again, where the golden samples are all of val; a few of them, the hardest among them, would
     judge too harshly. What they were compared with at export and is not here stays the export's word."""
-    if not by.facts.golden.can_judge:
+    if not by.facts.golden.can_judge or by.metric.name != by.facts.metric:
         return ()
     metric, golden = by.metric, by.golden
     against: dict[Against, Answers] = {

@@ -136,9 +136,7 @@ def _proved(job: Job, one: Tried) -> Tried:
     assert one.folder is not None
     candidate, findings, build = one.candidate, one.findings, one.build
     batch = recipe_of(job.facts).batch
-    engine = Artifact(
-        ENGINE, "engine", build.sha256, batch, candidate.tolerance, candidate.precision, candidate.boxes
-    )
+    engine = Artifact(ENGINE, "engine", build.sha256, batch, candidate.tolerance, candidate.precision, candidate.boxes)
     findings.checks += [built_check(build), _precision_check(job, candidate, build)]
     findings.checks += build_gates(build, job.facts.gates, Subject(ENGINE, _hop(candidate), build.flavour))
     findings.notes += [job.unlocated(note, one.folder) for note in build.notes]

@@ -62,7 +62,8 @@ def climb(job: Job, forge: Forge, reference: Proved, *, wanted: Sequence[Precisi
 
 def shipped_graph(rungs: Sequence[Rung], reference: Proved) -> Proved:
     """The graph that ships; the FP32 one where nothing passed."""
-    found = (rung.graph for rung in rungs if rung.attempt.outcome == "ships" and rung.graph is not None)
+    ships = (rung for rung in rungs if rung.attempt.outcome == "ships")
+    found = (graph for rung in ships if (graph := rung.inside or rung.graph) is not None)
     return next(found, reference)
 
 

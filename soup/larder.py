@@ -12,6 +12,7 @@ from torch import nn
 
 from calib.samples import list_sha256, overlaps
 from soup import Progress, SoupError
+from soup.adapters import transform_note
 from soup.build_folder import SplitRecord
 from soup.callables import resolve
 from soup.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, with_names
@@ -71,6 +72,9 @@ def gather(config: Config, *, exclude: Path | None, only: Collection[str] | None
     aside = [(path, reason.removeprefix(f"{path}: ")) for path, reason in unreadable]
     aside += [(str(path), reason) for path, reason in checked.set_aside]
     usable = {checkpoint.sha256: checkpoint for checkpoint in checked.ingredients}
+    if config.task == "detection" and config.preprocess is not None:
+        told = transform_note(model, config.preprocess.mean, config.preprocess.std)
+        notes = (*notes, *([told] if told else []))
     return Larder(model, usable, checked, tuple(aside), notes, _base(config, usable, table=table))
 
 
@@ -136,9 +140,7 @@ def _reader(config: Config, classes: Classes) -> Reader:
         return boxes(config.detection.classes)
     if config.task == "segmentation":
         section = config.segmentation
-        return masks(
-            section.ignore_index, classes=section.classes, at=section.score_at, palette=section.palette
-        )
+        return masks(section.ignore_index, classes=section.classes, at=section.score_at, palette=section.palette)
     return several_labels(classes or config.classification.classes) if config.classification.multilabel else LABELS
 
 

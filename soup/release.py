@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from soup import Progress, SoupError, silent
 from soup.build_folder import claim_folder
 from soup.files import staged
 from soup.gates import Check, Exit, exit_code
-from soup.golden_proof import golden_value, prove_on_golden, yardstick_of
+from soup.golden_proof import Yardstick, golden_value, prove_on_golden, values_otherwise, yardstick_of
 from soup.kit_facts import checks_of, device_kits, foreign, required
 from soup.manifest import DEVICE_FOLDER, Manifest, read_manifest, verify_files
 from soup.proof import Findings
@@ -32,6 +32,7 @@ class VerifyResult:
     golden_values: Mapping[str, float | None]
     findings: Findings
     exit_code: Exit
+    otherwise: Mapping[str, float | None] = field(default_factory=dict)  # boxes thinned out in other ways
 
 
 def verify(
@@ -51,8 +52,14 @@ def verify(
     manifest = read_manifest(release) if findings.checks[0].verdict == "pass" else None
     facts = facts_of(manifest, where=release) if manifest else None
     values: dict[str, float | None] = {}
+    otherwise: dict[str, float | None] = {}
     if manifest and facts and intact:
-        values = _prove_all(release, facts, findings, device=device, progress=progress)
+        by = yardstick_of(release, facts, device=device, progress=progress)
+        values = _prove_all(release, by, findings)
+        if by.metric.name != facts.metric:
+            told = f"metric '{facts.metric}' is code of the export's own: here {by.metric.name} is told instead"
+            findings.notes.append(told)
+        otherwise = values_otherwise(by)
         findings.checks += _brought_home(release, manifest, facts, findings)
     code = exit_code(findings.checks, allow_inconclusive=allow_inconclusive)
     heading = _heading(facts, code)
@@ -60,14 +67,12 @@ def verify(
         with staged(out, last="report.json") as stage:
             write_reports(stage, heading, findings)
     digest, metric = manifest.self_sha256 if manifest else None, heading.metric.name if heading.metric else None
-    return VerifyResult(release, digest, metric, heading.unit, values, findings, code)
+    return VerifyResult(release, digest, metric, heading.unit, values, findings, code, otherwise)
 
 
-def _prove_all(
-    release: Path, facts: ReleaseFacts, findings: Findings, *, device: str | None, progress: Progress
-) -> dict[str, float | None]:
+def _prove_all(release: Path, by: Yardstick, findings: Findings) -> dict[str, float | None]:
     """The metric on the golden samples by artifact, torch at export included; findings grow by what is found."""
-    by = yardstick_of(release, facts, device=device, progress=progress)
+    facts = by.facts
     values = {"torch": golden_value(by.golden.outputs["torch"], by)}
     findings.checks += _recorded_checks(facts)
     for artifact in facts.artifacts:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -37,7 +38,9 @@ def views_of(config: Config, kitchen: Kitchen, weights: Weights, policy: str) ->
         rules = config.detection.suppression
         value = _boxes(kitchen, predict, views, iou=rules.iou, most=rules.max_detections)
     else:
-        merged = evaluate(_averaged(predict, views), kitchen.val, kitchen.metric, batch=kitchen.batch)
+        several = config.task == "classification" and config.classification.multilabel
+        averaged = _averaged(predict, views, _odds if several else _shares)
+        merged = evaluate(averaged, kitchen.val, kitchen.metric, batch=kitchen.batch)
         value = float("nan") if merged.value is None else merged.value
     kitchen.images["explaining"] += (len(views) + 1) * len(kitchen.val)
     yield Reference(label, finite(value), cost)
@@ -81,28 +84,44 @@ def _boxes(
     return kitchen.metric.reduce({name: np.concatenate([one[name] for one in statistics]) for name in statistics[0]})
 
 
-def _averaged(predict: Predict, views: Sequence[View]) -> Predict:
-    """Log of the mean probability over the views, classes in the second axis: what any metric of scores takes."""
+def _averaged(predict: Predict, views: Sequence[View], kind: _Kind) -> Predict:
+    """Scores of the mean probability over the views, classes in the second axis: what any metric of scores takes."""
 
     def merged(inputs: Arrays) -> Arrays:
         (image,) = inputs.values()
         name, first = next(iter(predict(inputs).items()))
-        total = _probabilities(first)
+        total = kind.probability(first)
         for view in views:
             scores = next(iter(predict({"input": seen_as(image, view)}).values()))
             if scores.ndim == 4:
                 scores = seen_as(scores, "flip") if view == "flip" else _resized(scores, first.shape[2:])
-            total = total + _probabilities(scores)
+            total = total + kind.probability(scores)
         with np.errstate(divide="ignore"):
-            return {name: np.log(total / (len(views) + 1)).astype(np.float32)}
+            return {name: kind.score(total / (len(views) + 1)).astype(np.float32)}
 
     return merged
 
 
-def _probabilities(scores: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """From scores to probabilities and back."""
+
+    probability: Callable[[np.ndarray], np.ndarray]
+    score: Callable[[np.ndarray], np.ndarray]
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
     shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
     exponents: np.ndarray = np.exp(shifted)
     return np.asarray(exponents / exponents.sum(axis=1, keepdims=True))
+
+
+def _sigmoid(scores: np.ndarray) -> np.ndarray:
+    return np.asarray(0.5 * (1 + np.tanh(scores.astype(np.float64) / 2)))
+
+
+_shares = _Kind(_softmax, np.log)  # one class of several
+_odds = _Kind(_sigmoid, lambda p: np.log(p) - np.log1p(-p))  # any number of labels
 
 
 def _resized(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -64,13 +64,9 @@ def _paired(before: Arrays, after: Arrays, image: int) -> Iterator[tuple[int, fl
 
 def _sentence(figures: dict[str, float], changed: np.ndarray, *, pairs: int) -> str:
     boxes, lost, new, moved = (f"{int(figures[key]):,}" for key in ("boxes", "lost", "new", "moved"))
-    plain = (
-        f"{int(changed.sum()):,} of {len(changed):,} images changed: of {boxes} boxes {lost} lost, {moved} moved "
-        f"(IoU below {STILL_IOU:g}), {new} new"
-    )
+    images = f"in {int(changed.sum()):,} of {len(changed):,} images" if changed.any() else f"in {len(changed):,} images"
+    plain = f"of {boxes} boxes {lost} lost, {new} new, {moved} moved (IoU below {STILL_IOU:g}) {images}"
     if not pairs:
         return plain
-    return (
-        f"{plain}; the others' IoU is {figures['mean_iou']:.4f} on average, their scores differ by "
-        f"{figures['score_drift']:.1e}, at most {figures['max_score_drift']:.1e}"
-    )
+    drift = f"scores differ by {figures['score_drift']:.1e}, at most {figures['max_score_drift']:.1e}"
+    return f"{plain}; mean IoU {figures['mean_iou']:.4f}, {drift}"

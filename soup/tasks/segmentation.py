@@ -167,7 +167,7 @@ class MaskMetric:
         }
         text = f"{figures['changed'] * 100:.2f} % of {pixels.sum():,} pixels have another class"
         if changed.any():
-            text += f", {figures['worst'] * 100:.2f} % in the worst image, {worst}"
+            text += f", {figures['worst'] * 100:.2f} % in the worst image (number {worst})"
         return Moves(changed > 0, figures, text)
 
     def _maps(self, outputs: Arrays) -> np.ndarray:

@@ -30,8 +30,8 @@ def test_lost_new_and_moved_boxes_are_counted_and_named():
          "score_drift": (0.1 + 0 + 0.25) / 3, "max_score_drift": 0.25}, abs=1e-6,
     )  # fmt: skip
     assert moves.text == (
-        "3 of 4 images changed: of 4 boxes 1 lost, 1 moved (IoU below 0.9), 1 new; the others' IoU is 0.9500 on "
-        "average, their scores differ by 1.2e-01, at most 2.5e-01"
+        "of 4 boxes 1 lost, 1 new, 1 moved (IoU below 0.9) in 3 of 4 images; mean IoU 0.9500, scores differ by "
+        "1.2e-01, at most 2.5e-01"
     )
 
 
@@ -44,7 +44,7 @@ def test_another_class_is_another_box():
 def test_answers_without_boxes_have_not_changed():
     moves = box_moves(answers([], []), answers([], []))
     assert not moves.changed.any()
-    assert moves.text == "0 of 2 images changed: of 0 boxes 0 lost, 0 moved (IoU below 0.9), 0 new"
+    assert moves.text == "of 0 boxes 0 lost, 0 new, 0 moved (IoU below 0.9) in 2 images"
 
 
 def test_a_pair_of_highest_iou_goes_first_and_each_box_has_one_partner():
