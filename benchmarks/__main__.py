@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from benchmarks import averaging, batchnorm, growth, latency, precision, search
+from benchmarks import averaging, batchnorm, detection, growth, latency, precision, search
 from exporters.runtimes import device_name
 from soup.doctor import versions
 from soup.report import table
@@ -48,6 +48,7 @@ def sections(*, quick: bool) -> Iterator[str]:
     yield from batchnorm_section(batchnorm.run(quick=quick))
     yield from precision.brief(precision.run(quick=quick))
     yield from latency_section(latency.run(quick=quick))
+    yield from detection_section(detection.run(quick=quick))
 
 
 def averaging_section(result: Mapping[str, Any]) -> Iterator[str]:
@@ -91,6 +92,12 @@ def latency_section(result: Mapping[str, Any]) -> Iterator[str]:
     yield rows_table(result["rows"])
     yield "A network against itself in turns (blocks of A B B A): what noise alone does to the ratio:"
     yield rows_table(result["pairs"])
+
+
+def detection_section(result: Mapping[str, Any]) -> Iterator[str]:
+    """Images per second from dense outputs to the mean average precision, beside torchmetrics."""
+    yield f"**Detection: evaluation speed** ({facts(result['setting'])})"
+    yield rows_table(result["rows"])
 
 
 def facts(setting: Mapping[str, object]) -> str:

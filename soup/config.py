@@ -112,8 +112,10 @@ class Config(Section):
             raise ValueError("INT8 ranges are measured on data.train, which is not given. Give it, or score in fp16")
         task = info.data.get("task")
         gradient = sorted({"learned", "learned_layers"} & set(search.methods))
-        if gradient and task in ("detection", "segmentation"):
-            raise ValueError(f"'{gradient[0]}' learns from one label per image, and the task is {task}. Leave it out")
+        several = "classification" in info.data and info.data["classification"].multilabel
+        if gradient and (several or task in ("detection", "segmentation")):
+            what = "several labels are set" if several else f"the task is {task}"
+            raise ValueError(f"'{gradient[0]}' learns from one label per image, and {what}. Leave it out")
         if "ranked" in search.methods and task == "detection":
             raise ValueError("'ranked' averages class scores, and the task is detection. Leave it out")
         checkpoints = info.data.get("checkpoints")

@@ -17,7 +17,6 @@ from soup.export_source import Source
 from soup.files import finite, unlocated
 from soup.gates import Check, Subject
 from soup.judge import hop
-from soup.pipeline import evaluation_batch
 from soup.proof import (
     OUTLIERS,
     TIMED,
@@ -36,6 +35,7 @@ from soup.proof import (
     time_runtime,
 )
 from soup.target_plan import TargetPlan
+from soup.task_settings import evaluation_batch
 
 _MARGIN = 2.0  # what the same file may differ by elsewhere, over what it was found to differ by here
 

@@ -27,8 +27,9 @@ from soup.larder import load_data, split_record
 from soup.models import in_parts, load, select_device, torch_predict
 from soup.network import adapted, network_of
 from soup.own_metric import metric_of
-from soup.pipeline import cache_folder, evaluation_batch
+from soup.pipeline import cache_folder
 from soup.search_records import ResolutionPoint
+from soup.task_settings import evaluation_batch
 from soup.tasks import Metric
 from soup.trials import value_of
 

@@ -20,10 +20,10 @@ from soup.export_proof import Job, Proved, prove_file
 from soup.files import finite, sha256_bytes, write_file
 from soup.gates import ACCURACY_KINDS, Check, Kind, Subject, stopping, why_not
 from soup.nms_stage import with_suppression
-from soup.pipeline import evaluation_batch
 from soup.precision_audit import audit_check
 from soup.proof import Artifact, fed
 from soup.sensitivity import Judged, Loss, Problem, raise_layers
+from soup.task_settings import evaluation_batch
 from soup.trials import value_of
 from soup.variants import Forge, Variant
 

@@ -57,7 +57,7 @@ from soup.search_records import TrialRecord
 from soup.serving import write_soup
 from soup.significance import p_value
 from soup.statistics import Interval
-from soup.task_settings import settings_of
+from soup.task_settings import evaluation_batch, settings_of
 from soup.tasks import Metric
 from soup.trials import Rule, Trial, value_of
 from soup.variants import Images, Rules
@@ -166,11 +166,6 @@ def deployed_of(config: Config, larder: Larder, splits: Mapping[str, Split]) -> 
     return Deployed(
         larder.model, config.search.precision, int8_rules(config), images, config.export.opset, evaluation_batch(config)
     )
-
-
-def evaluation_batch(config: Config) -> int:
-    """Images per forward pass: boxes and masks come from larger images, with larger outputs."""
-    return 64 if config.task == "classification" else 16
 
 
 def int8_rules(config: Config) -> Rules:

@@ -7,6 +7,7 @@ from soup.build_tables import difference_text, shown_value
 from soup.report import NONE, plain, table
 from soup.resolution_choice import best_of
 from soup.search_records import ResolutionPoint
+from soup.statistics import difference_text as signed_text
 
 
 def references_section(record: BuildRecord) -> str:
@@ -55,5 +56,4 @@ def _size(one: ResolutionPoint) -> str:
 def _change(record: BuildRecord, value: float | None) -> str:
     if value is None or record.winner.val is None:
         return NONE
-    change = value - record.winner.val
-    return f"{change * 100:+.2f} points" if record.metric_unit == "%" else f"{change:+.4f}"
+    return signed_text(value - record.winner.val, unit=record.metric_unit)

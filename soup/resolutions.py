@@ -117,6 +117,8 @@ def _evaluate(
     preprocess, calibration = preprocess_of(config), kitchen.calibration
     val = open_split(config, "val", cache=cache, progress=progress, preprocess=preprocess)
     kitchen.prepare(settled.trial.weights, settled.policy)
+    predict = torch_predict(kitchen.model, device=kitchen.device)
+    predict({"input": val.inputs(np.arange(1))})  # a network that does not take this size says so here
     measured: dict[str, torch.Tensor] = {}
     if settled.policy == "recalibrated" and calibration is not None:
         train = open_split(
@@ -129,7 +131,6 @@ def _evaluate(
         paths = [shown_weights(settled.trial.weights, kitchen.ingredients)]
         done = recalibrated(kitchen.model, again, device=kitchen.device, paths=paths, tell=progress)
         measured = {name: one.to("cpu", copy=True) for name, one in statistics(kitchen.model, done.layers).items()}
-    predict = torch_predict(kitchen.model, device=kitchen.device)
     evaluation = evaluate(
         predict, val, kitchen.metric, batch=kitchen.batch,
         progress=lambda done, total: progress("evaluating at another resolution", done, total),

@@ -28,6 +28,11 @@ def settings_of(config: Config, val: Split, answer: Callable[[], Arrays]) -> dic
     return {"classes": classes, "ignore_index": section.ignore_index, "score_at": section.score_at}
 
 
+def evaluation_batch(config: Config) -> int:
+    """Images per forward pass: boxes and masks come from larger images, with larger outputs."""
+    return 64 if config.task == "classification" else 16
+
+
 def _classification(config: Config, val: Split) -> dict[str, JsonValue]:
     section, names = config.classification, val.class_names
     labels = val.targets.get("labels")

@@ -181,7 +181,7 @@ class MaskMetric:
             raise SoupError(
                 f"model: output '{name}' is {found.dtype} {found.shape}, expected logits (images, {self.classes}, "
                 "height, width), one per class, or class ids (images, height, width). Return them first, and check "
-                "task_settings.classes."
+                "segmentation.classes."
             )
         if found.size and not (found.min() >= 0 and found.max() < self.classes):
             raise SoupError(
