@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,8 +64,11 @@ def within(
 
 def quantile_abs(reference: np.ndarray, candidate: np.ndarray, share: float) -> float:
     """The absolute difference that `share` of all values keep to; NaN where one is no number."""
-    off = np.abs(reference.astype(np.float64) - candidate.astype(np.float64))
-    return float(np.quantile(off, share, method="lower")) if off.size else 0.0
+    off = np.abs(reference.astype(np.float64) - candidate.astype(np.float64)).reshape(-1)
+    if not off.size or np.isnan(off).any():
+        return math.nan if off.size else 0.0
+    kept = max(1, math.ceil(share * off.size - 1e-9))
+    return float(np.partition(off, kept - 1)[kept - 1])
 
 
 def _difference(name: str, reference: np.ndarray, candidate: np.ndarray) -> OutputDifference:

@@ -195,17 +195,28 @@ def _fits(info: TensorInfo, given: tuple[str, tuple[int, ...]]) -> bool:
 
 def _refuse_other_classes(baseline: Baseline, was: Interface, now: Interface) -> None:
     """Labels would stand for other classes, or there would be no logit for some of them."""
-    first = was.outputs[0] if was.outputs else None
-    own = now.outputs[0].shape[-1] if now.outputs and now.outputs[0].shape else "?"
-    if (
-        first is None
-        or len(first.shape) != 2
-        or (isinstance(own, int) and isinstance(first.shape[1], int) and first.shape[1] != own)
-    ):
-        gives = "no outputs" if first is None else f"'{first.name}' {_axes(first.shape)}"
-        raise SoupError(f"{baseline.path}: gives {gives}, expected logits (n, {own}) first. {_ADVICE}")
+    (gives, theirs), (wanted, own) = _classes_of(was), _classes_of(now)
+    differ = isinstance(own, int) and isinstance(theirs, int) and own != theirs
+    if theirs is None or differ or len(was.outputs[0].shape) != len(now.outputs[0].shape):
+        wanted = f"logits (n, {own})" if now.outputs and len(now.outputs[0].shape) == 2 else wanted
+        raise SoupError(f"{baseline.path}: gives {gives}, expected {wanted} first. {_ADVICE}")
     if was.classes is not None and now.classes is not None and was.classes != now.classes:
         raise SoupError(f"{baseline.path}: has other classes than val, so its answers mean others. {_ADVICE}")
+
+
+def _classes_of(interface: Interface) -> tuple[str, int | str | None]:
+    """The output that scores classes, as messages name it, and how many there are; None where there is none.
+
+    Logits (n, classes[, h, w]) are the first; behind boxes (n, a, 4) come scores (n, a, classes).
+    """
+    if not interface.outputs:
+        return "no outputs", None
+    first = interface.outputs[0]
+    scores = interface.outputs[1] if len(first.shape) == 3 and len(interface.outputs) > 1 else first
+    told = f"'{scores.name}' {_axes(scores.shape)}"
+    if len(scores.shape) not in (2, 3, 4):
+        return told, None
+    return told, scores.shape[2 if len(scores.shape) == 3 else 1]
 
 
 def _axes(shape: tuple[int | str, ...]) -> str:

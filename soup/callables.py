@@ -45,6 +45,8 @@ def call(function: Callable[..., object], /, *args: object, where: str, **kwargs
     """What `function` returns. Raises SoupError, `where` first, for anything that it raises."""
     try:
         return function(*args, **kwargs)
+    except SoupError as error:
+        raise SoupError(f"{where}: {error}", kind=error.kind) from error
     except (Exception, SystemExit) as error:  # the user's code may raise anything, and sys.exit()
         raise SoupError(f"{where}: {_told(error)}") from error
 

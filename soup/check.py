@@ -156,7 +156,9 @@ def _checked(split: Split) -> CheckedSplit:
 
 
 def _classes(targets: Arrays) -> int:
-    """Those that occur in an image, a box or a mask."""
+    """Those that occur in an image, a box or a mask; none of masks that judge nothing and are not read."""
+    if not targets:
+        return 0
     if "mask" in targets:
         return int(np.count_nonzero(np.bincount(targets["mask"].reshape(-1), minlength=256)[:255]))
     if "labels" in targets and targets["labels"].dtype == bool:

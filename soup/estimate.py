@@ -17,6 +17,7 @@ import numpy as np
 from calib.batchnorm import measure
 from soup.average import cook
 from soup.data import Split
+from soup.evaluate import KEPT_BYTES
 from soup.models import load, to_device, torch_predict
 from soup.score import Kitchen
 from soup.search import evaluations_needed
@@ -57,7 +58,7 @@ def estimate(kitchen: Kitchen, splits: Mapping[str, Split], *, methods: Sequence
     evaluations, recalibrations = _passes(kitchen, methods)
     images = evaluations * len(kitchen.val) + 2 * len(splits.get("test", ()))
     soup_bytes = sum(tensor.nbytes for tensor in state.values())
-    output_bytes = bytes_per_image * len(kitchen.val)
+    output_bytes = min(bytes_per_image * len(kitchen.val), KEPT_BYTES)
     return Estimate(
         seconds=images * per_image + recalibrations * per_recalibration + _ingredients_read(count, methods) * per_cook,
         evaluations=evaluations,

@@ -93,9 +93,12 @@ def kept_rows(outputs: Arrays, total: int) -> int:
 
     The same for every runtime, as their rows are equally large.
     """
-    rows = len(next(iter(outputs.values())))
-    row_bytes = sum(array.nbytes for array in outputs.values()) / max(1, rows)
-    return int(min(total, max(1, KEPT_BYTES // max(1, row_bytes))))
+    return int(min(total, max(1, KEPT_BYTES // max(1, _row_bytes(outputs)))))
+
+
+def _row_bytes(outputs: Arrays) -> float:
+    """Of one sample."""
+    return sum(array.nbytes for array in outputs.values()) / max(1, len(next(iter(outputs.values()))))
 
 
 def kept_arrays(evaluation: Evaluation) -> Arrays | None:
@@ -126,6 +129,7 @@ def evaluate(
     start: np.ndarray | None = None,
     memory: Memory | None = None,
     keep_outputs: bool = False,
+    keep_at_most: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score `predict` on every sample once, in `order` (a permutation; the samples' own without).
@@ -134,6 +138,7 @@ def evaluate(
     loss), which never changes a decision: reaching `must_beat` exactly is enough. NaN never reaches it. With `limit`
     it stops at the batch with which so many samples were seen.
 
+    `keep_outputs` keeps them as `kept_rows` says; where those of all samples take more than `keep_at_most` bytes, none.
     `start` (bool[n]) are samples of `memory` that count as seen from the beginning. All else in `memory` only saves
     forward passes: where it stops, and what it gives, is as if each sample had been asked anew.
     Raises SoupError where an output does not have one row per sample; ValueError where `samples` or `order` miscounts.
@@ -150,7 +155,8 @@ def evaluate(
     todo = wanted[~seen[wanted]]
     for at in range(0, 0 if stopped else len(todo), batch):
         step = todo[at : at + batch]
-        _ask(predict, samples, metric, step[~memory.seen[step]], memory=memory, keep_outputs=keep_outputs)
+        asked = step[~memory.seen[step]]
+        _ask(predict, samples, metric, asked, memory=memory, keep_outputs=keep_outputs, at_most=keep_at_most)
         seen[step] = True
         if progress:
             progress(int(seen.sum()), total)
@@ -176,8 +182,9 @@ def without_numbers(outputs: Arrays, targets: Arrays, metric: Metric, *, total: 
 
 
 def _ask(
-    predict: Predict, samples: Samples, metric: Metric, rows: np.ndarray, *, memory: Memory, keep_outputs: bool
-) -> None:
+    predict: Predict, samples: Samples, metric: Metric, rows: np.ndarray, *, memory: Memory, keep_outputs: bool,
+    at_most: int | None,
+) -> None:  # fmt: skip
     """One forward pass over `rows`, at most a batch of them."""
     if not len(rows):
         return
@@ -193,7 +200,7 @@ def _ask(
         hard = {} if memory.difficulty is None else {"": memory.difficulty}
         _scatter(hard, {"": difficulty.astype(np.float32)}, indices, total=len(memory.seen))
         memory.difficulty = hard[""]
-        if keep_outputs:
+        if keep_outputs and (at_most is None or _row_bytes(outputs) * len(memory.seen) <= at_most):
             _keep(memory, outputs, answers, indices)
         asked += len(indices)
     if asked != len(rows):

@@ -17,7 +17,7 @@ _EXAMPLES = 8  # samples that the exporter traces with, and compares a simplifie
 
 def export_graph(source: Source, path: Path, *, opset: int) -> OnnxExport:
     """The source's model, after `export.prepare`, with the names and the batch that val.yaml asks for."""
-    export, found = source.config.export, source.golden_outputs
+    export, found = source.config.export, source.answers["val"].outputs or {}
     example = {name: array[np.arange(_EXAMPLES) % len(array)] for name, array in source.golden_inputs.items()}
     return torch_to_onnx(
         source.prepared(), example, path, inputs=export.inputs, outputs=export.outputs or _named(found),

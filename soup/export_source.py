@@ -85,6 +85,11 @@ class Source:
             return {name: array[self.golden_rows] for name, array in outputs.items()}
         return in_parts(torch_predict(self.model, device=torch.device("cpu")), self.golden_inputs)  # they were not kept
 
+    @property
+    def finds_boxes(self) -> bool:
+        """Whether the network thins its boxes out itself, as one with two stages does: boxes, scores and labels."""
+        return self.config.task == "detection" and len(self.answers["val"].outputs or {}) > 2
+
     def framed(self) -> Source:
         """The same with its splits as a graph is fed that does the normalisation itself: uint8 [n, h, w, channels].
 
@@ -123,8 +128,8 @@ class Source:
             raise SoupError(f"export.prepare '{spec}': returned {type(model).__name__}, expected a torch.nn.Module.")
         model = adapted(self.config, model.eval())
         answers = torch_predict(model, device=torch.device("cpu"))({"input": self.golden.inputs(self.golden_rows[:2])})
-        if len(answers) != len(self.golden_outputs):
-            counts = f"{len(answers)} outputs, expected {len(self.golden_outputs)}"
+        if len(answers) != (expected := len(self.answers["val"].outputs or {})):
+            counts = f"{len(answers)} outputs, expected {expected}"
             raise SoupError(f"export.prepare '{spec}': the model has {counts} as before it. Leave none out, add none.")
         return model.eval()
 

@@ -134,7 +134,8 @@ def _proved(job: Job, reference: Proved, variant: Variant) -> tuple[Proved, Chec
     """The variant written and run; whether it computes as it was asked to; the share of multiply-adds that do."""
     file, batch = _file(variant.precision), reference.artifact.batch
     write_file(job.stage / file, variant.graph)
-    artifact = Artifact(file, "onnx", sha256_bytes(variant.graph), batch, precision=variant.precision)
+    boxes = reference.artifact.boxes
+    artifact = Artifact(file, "onnx", sha256_bytes(variant.graph), batch, precision=variant.precision, boxes=boxes)
     graph = prove_file(job, artifact, reference.as_before, limit=None)
     audits = audit_onnx(variant.graph, asked=variant.precision, kept=tuple(variant.kept), where=file)
     audit = audit_check(audits, Subject(file, graph.hop.name), asked=variant.precision)

@@ -53,7 +53,10 @@ def ensemble(kitchen: Kitchen, weights: Weights) -> float | None:
 
 def references(config: Config, kitchen: Kitchen, settled: Settled) -> Iterator[Reference]:
     """Views of each image; of detection also the ingredients' boxes fused, and other ways to thin out the model's."""
-    yield from views_of(config, kitchen, settled.trial.weights, settled.policy)
+    try:
+        yield from views_of(config, kitchen, settled.trial.weights, settled.policy)
+    except SoupError as error:  # a size that the network does not take
+        yield Reference(f"views: {error}", None, 1.0)
     if config.task != "detection" or not config.explain.ensemble:
         return
     plain = _plain(settled.trial.weights)

@@ -17,7 +17,7 @@ from soup.files import readable_json, sha256_file
 from soup.gates import ACCURACY_KINDS, Check, Exit, Verdict
 from soup.junit import junit
 from soup.precision_tables import lost_sentence, precision_section
-from soup.proof import Findings, Proof
+from soup.proof import WITH_NMS, Findings, Proof
 from soup.release_pictures import PRECISION, WATERFALL, pictures
 from soup.report import FileRow, LatencyRow, ReleaseReport, release_markdown, to_html, value_text
 from soup.tasks import Metric
@@ -130,7 +130,9 @@ def _report(folder: Path, heading: Heading, findings: Findings, *, drawn: Sequen
 
 
 def _where(findings: Findings, artifact: str) -> str:
-    proof = next((proof for proof in findings.verified if proof.artifact == artifact and proof.ran), None)
+    proof = next(
+        (proof for proof in findings.verified if proof.artifact == artifact.removesuffix(WITH_NMS) and proof.ran), None
+    )
     return f"{proof.runtime} on {proof.device}" if proof else ""
 
 

@@ -152,7 +152,8 @@ def _check(result: CheckResult) -> Iterator[str]:
     for name, split in result.splits.items():
         groups = "" if split.groups is None else f", {split.groups} groups"
         skipped = f", {len(split.skipped)} skipped" if split.skipped else ""
-        yield f"data         {name}: {split.n} images decoded, {split.classes} classes{groups}{skipped}"
+        classes = f", {split.classes} classes" if split.classes else ""
+        yield f"data         {name}: {split.n} images decoded{classes}{groups}{skipped}"
     yield from (f"overlap      {line}" for line in result.overlaps)
     yield from (f"set aside    {path}: {reason}" for path, reason in result.set_aside)
     yield from (f"refused      {line}" for line in result.refused)

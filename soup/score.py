@@ -22,7 +22,7 @@ from soup.checkpoint import Checkpoint, StateDict, state_sha256
 from soup.data import Split
 from soup.deployed import Deployed
 from soup.evaluate import Evaluation, Memory, evaluate, outputs_and_answers, without_numbers
-from soup.ledger import Key, Ledger
+from soup.ledger import LARGEST_OUTPUTS_BYTES, Key, Ledger
 from soup.models import load, torch_predict
 from soup.recalibration import AstrayError, Calibration, recalibrated, shown_weights
 from soup.runner import Runner
@@ -122,7 +122,7 @@ class Kitchen:
         kept = self.ledger.outputs(key)
         if kept is None and not math.isnan(value_of(evaluation)):
             memory = Memory(np.zeros(len(split), bool))
-            asked = _Asked(self, weights, policy, split, phase, key, memory, keep_outputs=True)
+            asked = _Asked(self, weights, policy, split, phase, key, memory, keep_outputs=True, keep_at_most=None)
             return asked.evaluate(None, None)
         outputs, answers = (None, None) if kept is None else outputs_and_answers(kept)
         return replace(evaluation, outputs=outputs, answers=answers)
@@ -250,6 +250,7 @@ class _Asked:
     key: Key
     memory: Memory
     keep_outputs: bool
+    keep_at_most: int | None = LARGEST_OUTPUTS_BYTES  # what the ledger does not hold is not worth the memory
     images: int = 0
     network: Predict | None = None
     saved: float = field(default_factory=time.monotonic)
@@ -260,7 +261,7 @@ class _Asked:
         found = evaluate(
             self._predict, self.split, self.kitchen.metric,
             batch=self.kitchen.batch, order=self._order(bar), must_beat=bar.value, limit=bar.limit, start=start,
-            memory=self.memory, keep_outputs=self.keep_outputs, progress=self._tell,
+            memory=self.memory, keep_outputs=self.keep_outputs, keep_at_most=self.keep_at_most, progress=self._tell,
         )  # fmt: skip
         if self.images:
             self._keep()

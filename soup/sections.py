@@ -219,6 +219,8 @@ class Preprocess(Section):
     def _one_geometry(self) -> Preprocess:
         if self.letterbox and (self.resize or self.crop):
             raise ValueError("letterbox stands instead of resize and crop. Remove one or the other")
+        if self.sweep and not (self.resize or self.crop or self.letterbox):
+            raise ValueError("sweep scales resize, crop or letterbox, and none is given. Give one")
         values, channels = self.letterbox and self.letterbox.pad, 1 if self.color == "gray" else 3
         if isinstance(values, tuple) and len(values) not in (1, channels):
             raise ValueError(f"letterbox.pad has {len(values)} values, expected 1 or one per channel ({channels})")

@@ -30,7 +30,7 @@ from soup.golden import GOLDEN, Golden, write_golden
 from soup.ladder import Rung, climb, shipped_graph
 from soup.manifest import seal, strangers
 from soup.pipeline import int8_rules
-from soup.proof import OUTLIERS, Artifact, Findings, outputs_check, place_of
+from soup.proof import BOXES_TOLERANCE, OUTLIERS, Artifact, Findings, boxes_check, outputs_check, place_of
 from soup.release_facts import Previous, as_json
 from soup.release_report import Heading, write_reports
 from soup.ship_facts import ONNX, release_facts
@@ -110,8 +110,9 @@ def _onnx(job: Job, baseline: Baseline | None) -> tuple[Job, Proved, OnnxExport]
         before, label = _trial_hop(job, (job.stage / ONNX).read_bytes(), before, label), "frames"
         job, exported = _framed(job, exported)
     job = _held(job, exported, baseline)
-    artifact = Artifact(ONNX, "onnx", exported.sha256, job.source.batch)
-    reference = prove_file(job, artifact, before, limit=FP32_TOLERANCE, label=label)
+    boxes = job.source.finds_boxes
+    artifact = Artifact(ONNX, "onnx", exported.sha256, job.source.batch, boxes=boxes)
+    reference = prove_file(job, artifact, before, limit=BOXES_TOLERANCE if boxes else FP32_TOLERANCE, label=label)
     audits = audit_onnx((job.stage / ONNX).read_bytes(), asked="fp32", kept=(), where=ONNX)
     reference = replace(reference, audits=audits)
     job.findings.hops.append(reference.hop)
@@ -149,9 +150,13 @@ def _trial_hop(job: Job, graph: bytes, before: Before, label: str) -> Before:
     subject = Subject(f"graph ({label})", f"{before.label} → {label}", where)
     job.findings.hops.append(step(job, subject.hop, before.answers, answers, where=where))
     outliers = OUTLIERS.get(job.source.config.task, 0.0)
-    job.findings.checks.append(
-        outputs_check(before.answers.outputs or {}, answers.outputs or {}, subject, outliers=outliers)
-    )
+    if job.source.finds_boxes:
+        moves = job.source.metric.moves(before.answers.answers or {}, answers.answers or {})
+        job.findings.checks.append(boxes_check(moves, subject, limit=BOXES_TOLERANCE))
+    else:
+        job.findings.checks.append(
+            outputs_check(before.answers.outputs or {}, answers.outputs or {}, subject, outliers=outliers)
+        )
     return Before(label, answers)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 from pydantic import JsonValue
 
 from exporters.runtimes import Arrays
 from soup import SoupError
 from soup.config import Config
 from soup.data import Split
+from soup.sources import several
 
 
 def settings_of(config: Config, val: Split, answer: Callable[[], Arrays]) -> dict[str, JsonValue]:
@@ -25,6 +27,7 @@ def settings_of(config: Config, val: Split, answer: Callable[[], Arrays]) -> dic
     if config.task == "detection":
         return {"classes": classes, "suppression": config.detection.suppression.model_dump(mode="json")}
     section = config.segmentation
+    _refuse_other_masks(val, classes, ignore_index=section.ignore_index)
     return {"classes": classes, "ignore_index": section.ignore_index, "score_at": section.score_at}
 
 
@@ -44,6 +47,17 @@ def _classification(config: Config, val: Split) -> dict[str, JsonValue]:
         "threshold": section.threshold,
         "bins": section.bins,
     }
+
+
+def _refuse_other_masks(val: Split, classes: int, *, ignore_index: int) -> None:
+    masks = val.targets["mask"]
+    beyond = ((masks >= classes) & (masks != ignore_index)).any(axis=(1, 2))
+    if beyond.any():
+        told = several([val.ids[row] for row in np.flatnonzero(beyond)])
+        raise SoupError(
+            f"data.val: masks with a class beyond {classes - 1}, the network's last: {told}. Repair them, or name "
+            "segmentation.classes so that data.on_bad_sample: skip can leave them out."
+        )
 
 
 def _weights(given: Mapping[str, float] | tuple[float, ...] | None, names: tuple[str, ...] | None) -> JsonValue:

@@ -63,7 +63,8 @@ def without_bad(source: Source, *, on_bad: Literal["fail", "skip"]) -> tuple[Sou
     told = several([f"{one}: {problem.rstrip('.')}" if one else problem for one, problem in bad])
     if bad and on_bad == "fail":
         raise SoupError(
-            f"{source.origin}: {len(bad)} problems: {told}. Repair them, or set data.on_bad_sample: skip, which leaves "
+            f"{source.origin}: {len(bad)} {'problem' if len(bad) == 1 else 'problems'}: {told}. Repair them, or set "
+            "data.on_bad_sample: skip, which leaves "
             "out what is bad: a box, or an image whose annotation cannot be read."
         )
     usable = [sample for sample in source.samples if not isinstance(sample.truth, Unusable)]

@@ -80,7 +80,7 @@ def test_a_build_json_that_is_none_is_refused(copied: Path, refused: Refused, te
         (lambda build: build.pop("winner"), "soup-out/build.json: 'winner': Field required. Build again."),
         (lambda build: build.update(schema_version=99), "soup-out/build.json: schema_version 99, expected 1. Upgrade"),
         (lambda build: build.update(state_sha256="0"), "soup-out/soup.safetensors: its tensors are not those of build"),
-        (lambda build: build["config"].update(metric="luck"), "build.json: metric: 'luck' is not known for classification"),
+        (lambda build: build["config"].update(metric="luck"), "build.json: metric: 'luck' is not known for "),
         (lambda build: build["config"].update(metric="top5"), "model './models.py:build': scores 0.9"),
     ],
     ids=["key missing", "of the future", "other weights", "no metric", "other metric"],

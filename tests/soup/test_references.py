@@ -1,0 +1,101 @@
+"""What the ingredients of a soup give together, and the same boxes otherwise thinned out: beside the soup, not it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from soup import references
+from soup.bookkeeping import Settled
+from soup.config import Config, load_config
+from soup.larder import gather, load_data
+from soup.ledger import Ledger
+from soup.pipeline import open_kitchen, settle
+from soup.references import ensemble
+from soup.score import Kitchen
+from soup.tasks.alternatives import alternatives
+from soup.tasks.fusion import fuse_answers
+from soup.tasks.suppression import detections
+from soup.trials import Trial
+from tests.soup.detection_project import detector, silent
+
+FUSIONS = [f"{name} of the ingredients' boxes" for name in ("union", "intersection", "weighted fusion")]
+
+
+class Kitchens:
+    """A config and its kitchen, with the trial of a soup of two checkpoints settled."""
+
+    def __init__(self, config: Config, kitchen: Kitchen) -> None:
+        self.config, self.kitchen = config, kitchen
+
+    def settled(self, count: int) -> Settled:
+        """With the first `count` checkpoints in equal parts, the third twice as heavy."""
+        weights = {sha: 1.0 + (place == 2) for place, sha in enumerate(sorted(self.kitchen.ingredients)[:count])}
+        method = "single" if count == 1 else "uniform"
+        return settle(self.kitchen, Trial(method, weights, self.kitchen.score(weights, None), True, "single"))
+
+    def told(self, settled: Settled) -> dict[str, tuple[float | None, float]]:
+        """(value, cost) by label."""
+        found = references.references(self.config, self.kitchen, settled)
+        return {one.label: (one.value, one.cost) for one in found}
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kitchens]:
+    folder = tmp_path_factory.mktemp("references")
+    shutil.copytree(detector(tmp_path_factory.getbasetemp()), folder / "project")
+    config = load_config(folder / "project/val.yaml")
+    with Ledger(folder / "ledger.sqlite") as ledger:
+        larder = gather(config, exclude=None, progress=silent)
+        splits = load_data(config, ("train", "val", "test"), cache=folder / "cache", progress=silent)
+        yield Kitchens(config, open_kitchen(config, larder, splits, progress=silent, ledger=ledger))
+
+
+def test_every_fusion_and_suppression_has_the_value_of_its_own_boxes(opened: Kitchens) -> None:
+    kitchen, settled = opened.kitchen, opened.settled(3)
+    told = opened.told(settled)
+    singles = [kitchen.with_outputs({sha: 1.0}, "own", kitchen.val).answers for sha in settled.trial.weights]
+    for label, mode in zip(FUSIONS, ("union", "intersection", "weighted"), strict=True):
+        fused = fuse_answers(
+            singles, mode=mode, iou=0.5, min_votes=None, score=0.0, weights=[1.0, 1.0, 2.0], max_detections=100
+        )
+        assert told[label] == (pytest.approx(value(kitchen, fused)), 3.0)
+    assert value(kitchen, singles[0]) != told[FUSIONS[0]][0]
+    outputs = kitchen.predict(settled.trial.weights, settled.policy)({"input": kitchen.val.inputs(np.arange(16))})
+    for label, rules in alternatives(kitchen.metric.rules).items():
+        answers = detections(outputs, kitchen.val.targets, rules)
+        assert told[label] == (pytest.approx(value(kitchen, answers), abs=1e-6), 1.0)
+    assert told.keys() == {*FUSIONS, *alternatives(kitchen.metric.rules)}
+
+
+def value(kitchen: Kitchen, answers: object) -> float:
+    return kitchen.metric.reduce(kitchen.metric.per_sample(answers, kitchen.val.targets))
+
+
+def test_of_a_second_build_nothing_is_asked_again(opened: Kitchens, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled = opened.settled(2)
+    first, asked = opened.told(settled), opened.kitchen.images["explaining"]
+    monkeypatch.setattr(references, "fuse_answers", None)
+    assert opened.told(settled) == first
+    assert opened.kitchen.images["explaining"] == asked > 0
+
+
+def test_a_single_checkpoint_is_fused_with_nothing(opened: Kitchens) -> None:
+    assert not set(FUSIONS) & opened.told(opened.settled(1)).keys()
+
+
+def test_weights_that_differ_by_layer_are_fused_with_nothing(opened: Kitchens) -> None:
+    settled = opened.settled(2)
+    first, second = settled.trial.weights
+    layered = {first: {"body": 1.0, "": 0.5}, second: 1.0}
+    assert references._plain(layered) == {}
+    assert ensemble(opened.kitchen, layered) is None
+
+
+def test_without_explain_ensemble_nothing_is_asked(opened: Kitchens, tmp_path: Path) -> None:
+    quiet = load_config(opened.config.folder / "val.yaml", overrides=["explain.ensemble=false"])
+    assert list(references.references(quiet, opened.kitchen, opened.settled(2))) == []
