@@ -13,9 +13,10 @@ from exporters.runtimes import Arrays
 from soup import SoupError
 from soup.decoded import Decoded, Progress, decode
 from soup.files import canonical_json, sha256_bytes
+from soup.label_truth import LABELS
 from soup.preprocess import Preprocess, normalize
 from soup.sources import Given, drawn, several
-from soup.truth import LABELS, Reader, without_bad
+from soup.truth import Reader, without_bad
 
 
 @dataclass(frozen=True, slots=True)

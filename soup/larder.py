@@ -13,12 +13,15 @@ from torch import nn
 from calib.samples import list_sha256, overlaps
 from soup import Progress, SoupError
 from soup.adapters import transform_note
+from soup.box_truth import boxes
 from soup.build_folder import SplitRecord
 from soup.callables import resolve
 from soup.checkpoint import Checkpoint, find_checkpoints, read_checkpoint, with_names
 from soup.config import Config
 from soup.data import Split, load_split
 from soup.headers import Table
+from soup.label_truth import LABELS, Classes, several_labels
+from soup.mask_truth import masks
 from soup.models import select_device, tensor_table
 from soup.near_duplicates import near_duplicates, shared_groups
 from soup.network import network_of
@@ -26,7 +29,7 @@ from soup.preflight import Preflight, preflight
 from soup.preprocess import Letterbox, Preprocess
 from soup.sections import Files, Where
 from soup.sources import Given
-from soup.truth import LABELS, Classes, Reader, boxes, masks, several_labels
+from soup.truth import Reader
 
 _LOG = logging.getLogger(__name__)
 

@@ -53,23 +53,20 @@ class Source:
     problems: tuple[str, ...] = ()  # of records that belong to no sample
 
 
-def open_source(
-    name: str, source: Given, *, folder: Path, max_bytes: float, several_labels: bool = False
-) -> Source:  # fmt: skip
+def open_source(name: str, source: Given, *, folder: Path, max_bytes: float) -> Source:
     """List the samples of the split `name`; paths are relative to `folder`. No image is decoded yet.
 
     Image folder: one subfolder per class, sorted, as torchvision's ImageFolder; hidden ones are left out.
     labels.csv: columns path (relative to the file), label (integers, or names, numbered in sorted order), group.
     .npz: images uint8 [n, h, w(, channels)], labels, optionally ids and groups; at most `max_bytes` once unpacked.
-    Function: called without arguments, gives a dataset (len and index) or an iterable of (image, label[, id]); with
-    `several_labels` the label is bool [classes].
+    Function: called without arguments, gives a dataset (len and index) or an iterable of (image, label[, id]).
     Raises SoupError with all problems of one kind at once.
     """
     if isinstance(source, Mapping):
         keys = ", ".join(source)
         raise SoupError(f"data.{name}: has {keys}, expected an image folder, a .csv, an .npz or a callable.")
     if not isinstance(source, str):
-        return _from_function(name, source, several_labels=several_labels)
+        return from_function(name, source, function_sample)
     path = folder / Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path)
@@ -237,7 +234,8 @@ def _read_npz(path: Path, *, max_bytes: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _from_function(name: str, function: Callable[[], object], *, several_labels: bool) -> Source:
+def from_function(name: str, function: Callable[[], object], read: Callable[..., Sample]) -> Source:
+    """The samples that a function of the user gives, each made by `read` of (item, its number, where=…)."""
     origin = f"data.{name}"
     dataset = call(function, where=origin)
     count = cast("int", call(len, dataset, where=origin)) if isinstance(dataset, Sized) else None
@@ -249,7 +247,6 @@ def _from_function(name: str, function: Callable[[], object], *, several_labels:
         raise SoupError(
             f"{origin}: gave {type(dataset).__name__}, expected a dataset or an iterable of (image, label[, id])."
         )
-    read = _labelled if several_labels else _function_sample
     samples = (read(item, index, where=f"{origin}: sample {index}") for index, item in enumerate(items))
     return Source(origin, samples, count, None, None)
 
@@ -272,7 +269,8 @@ def in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
         yield item
 
 
-def _function_sample(item: object, index: int, *, where: str) -> Sample:
+def function_sample(item: object, index: int, *, where: str) -> Sample:
+    """An image and its class, as a dataset gives them."""
     if isinstance(item, SoupError):
         return Sample(str(index), item, 0, None)
     if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
@@ -282,17 +280,6 @@ def _function_sample(item: object, index: int, *, where: str) -> Sample:
     if label.size != 1 or label.dtype.kind not in "iu" or not 0 <= label.item() < _CLASSES:
         raise SoupError(f"{where} has the label {item[1]!r}, expected one integer from 0. Give samples, not batches.")
     return Sample(str(item[2]) if len(item) == 3 else str(index), image, int(label.item()), None)
-
-
-def _labelled(item: object, index: int, *, where: str) -> Sample:
-    """Of an image with any number of labels, as 0 and 1 for each class."""
-    if isinstance(item, SoupError):
-        return Sample(str(index), item, 0, None)
-    labels = np.asarray(item[1]) if isinstance(item, (tuple, list)) and len(item) in (2, 3) else np.empty(0)
-    if labels.ndim != 1 or not labels.size or not np.isin(labels, (0, 1)).all():
-        raise SoupError(f"{where} has labels {labels!r}, expected 0 or 1 for each class. Give (image, labels[, id]).")
-    sample = _function_sample([item[0], 0, *item[2:]], index, where=where)  # type: ignore[index]  # a sequence, as seen
-    return replace(sample, truth=labels.astype(bool))
 
 
 def files_identity(root: Path, samples: Sequence[Sample]) -> object:

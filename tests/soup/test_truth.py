@@ -10,10 +10,13 @@ import pytest
 from PIL import Image
 
 from soup import SoupError
+from soup.box_truth import boxes
 from soup.data import Split, load_split
+from soup.label_truth import LABELS, several_labels
+from soup.mask_truth import masks
 from soup.preprocess import Letterbox, Preprocess
 from soup.sources import Sample, Source
-from soup.truth import LABELS, Reader, Unusable, boxes, masks, several_labels, without_bad
+from soup.truth import Reader, Unusable, without_bad
 from tests.soup.segmentation_project import IGNORED, sorted_masks, write_scenes
 
 PLAIN = Preprocess(None, None, "bilinear", "pil", "rgb", None, (0.0,), (1.0,))
