@@ -21,7 +21,7 @@ from soup.evaluate import Evaluation
 from soup.files import canonical_json, finite
 from soup.gates import Check, compare
 from soup.geometry import Geometry
-from soup.judge import paired, prefixed
+from soup.judge import class_values, paired, prefixed
 from soup.larder import Larder, split_record
 from soup.notes import not_finite, notes_of
 from soup.optimism import optimism
@@ -223,6 +223,9 @@ def build_record(
         seconds=seconds,
         settings=kitchen.settings,
         resolutions=points,
+        by_class=class_values(
+            kitchen.metric, judged.winner.per_sample, judged.single.per_sample, splits[judged.split].class_names
+        ),
     )  # fmt: skip
 
 

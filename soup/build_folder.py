@@ -17,7 +17,16 @@ from soup import SoupError
 from soup.files import STAGING_PREFIX, array_entry, readable_json, sha256_file, write_safetensors
 from soup.gates import Check
 from soup.lock import LOCK_NAME
-from soup.search_records import Answer, Cost, Difference, Explanation, OptimismRecord, ResolutionPoint, Shares
+from soup.search_records import (
+    Answer,
+    ClassValue,
+    Cost,
+    Difference,
+    Explanation,
+    OptimismRecord,
+    ResolutionPoint,
+    Shares,
+)
 
 SCHEMA_VERSION = 1
 RECIPE, SOUP, BUILD, TRIALS, EVALUATIONS = (
@@ -157,6 +166,7 @@ class BuildRecord:
     explanation: Explanation | None
     seconds: float
     resolutions: tuple[ResolutionPoint, ...] = ()
+    by_class: tuple[ClassValue, ...] = ()  # where the metric has a value for each
     settings: Mapping[str, JsonValue] = field(default_factory=dict)  # of the metric, `soup.tasks.Settings`
 
 

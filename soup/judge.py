@@ -12,8 +12,8 @@ from soup.build_folder import Hop, Outputs, WorstClass
 from soup.evaluate import Evaluation
 from soup.files import finite
 from soup.gates import compare
-from soup.per_class import ByClass, Parts, Scores, worst_class
-from soup.search_records import difference_record
+from soup.per_class import ByClass, Parts, Scores, class_name, worst_class
+from soup.search_records import ClassValue, difference_record
 from soup.statistics import RESAMPLES, Interval, drawn_counts, drawn_units, paired_bootstrap, paired_difference
 from soup.tasks import Metric, Moves
 
@@ -84,6 +84,19 @@ def class_scores(
         now, was, np.concatenate(blocks), images, int(units.max()) + 1, groups is not None, class_names,
         metric.higher_is_better,
     )  # fmt: skip
+
+
+def class_values(
+    metric: Metric, after: Arrays, before: Arrays, names: Sequence[str] | None
+) -> tuple[ClassValue, ...]:  # fmt: skip
+    """The metric of each class alone, `before` as the best single's; nothing where it has no such parts."""
+    now, was, images = metric.by_class(after), metric.by_class(before), metric.class_images(after)
+    if now is None or was is None or images is None:
+        return ()
+    return tuple(
+        ClassValue(class_name(names, label), int(images[label]), finite(was[label]), finite(now[label]))
+        for label in range(len(images))
+    )
 
 
 def _class_draws(metric: Metric, statistics: Arrays, counts: np.ndarray) -> np.ndarray:

@@ -85,7 +85,7 @@ class Scores:
 
     def named(self, label: int) -> str:
         """The class's name, or its number."""
-        return _named(self.names, label)
+        return class_name(self.names, label)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +117,11 @@ class Parts:
             after - before, self.draws[:, label], n=int(self.counts[label]), units=self.units, grouped=self.grouped,
             confidence=confidence,
         )  # fmt: skip
-        return ClassDrop(label, _named(self.names, label), before, after, interval)
+        return ClassDrop(label, class_name(self.names, label), before, after, interval)
 
 
-def _named(names: Sequence[str] | None, label: int) -> str:
+def class_name(names: Sequence[str] | None, label: int) -> str:
+    """Of a label: its name, or its number."""
     return names[label] if names is not None and label < len(names) else str(label)
 
 

@@ -9,6 +9,8 @@ from soup.resolution_choice import best_of
 from soup.search_records import ResolutionPoint
 from soup.statistics import difference_text as signed_text
 
+_MOST_CLASSES = 40
+
 
 def references_section(record: BuildRecord) -> str:
     """References beside the model, each with its cost in forward passes."""
@@ -21,6 +23,20 @@ def references_section(record: BuildRecord) -> str:
     ]
     told = "What the same images give otherwise, on val. An ensemble costs inference, and a soup does not."
     return f"{told}\n\n{table(('', 'val', 'against the model', 'forward passes'), rows)}"
+
+
+def classes_section(record: BuildRecord) -> str:
+    """The metric of each class alone, best single beside model, those with most images first."""
+    found = sorted(record.by_class, key=lambda one: -one.images)
+    rows = [
+        (plain(one.name), f"{one.images:,}", shown_value(record, one.best_single), shown_value(record, one.model))
+        for one in found[:_MOST_CLASSES]
+    ]
+    if not rows:
+        return ""
+    rest = len(found) - len(rows)
+    told = table(("class", f"images of {record.judged_on}", "best single", "model"), rows)
+    return told + (f"\n\nAnd {rest} classes more, in build.json." if rest else "")
 
 
 def resolutions_section(record: BuildRecord) -> str:

@@ -96,6 +96,16 @@ class Contribution:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassValue:
+    """The metric of one class alone, on the split that judges; `images` hold something of it."""
+
+    name: str
+    images: int
+    best_single: float | None
+    model: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """What more inference would give on val: `cost` is in forward passes of the model."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from soup.gates import Subject
-from soup.judge import class_scores
+from soup.judge import class_scores, class_values
 from soup.per_class import Parts, Scores, bonferroni, per_class_gate, worst_class
 from soup.statistics import bootstrap_interval, paired_bootstrap
 from soup.tasks.segmentation import metrics
@@ -141,3 +141,12 @@ def test_two_units_are_too_few_for_any_interval() -> None:
     interval = bootstrap_interval(0.1, np.full(2000, 0.1), n=9, units=2, grouped=True)
     assert (interval.estimate, interval.low, interval.high) == (0.1, -math.inf, math.inf)
     assert interval.method == "2 groups, at least 3 are needed"
+
+
+def test_the_report_s_values_by_class_are_the_metric_s_own_best_single_beside_model() -> None:
+    after, before = evaluated({1: 0.25}), evaluated({1: 0.5}, seed=1)
+    values = class_values(MIOU, after, before, ("ground", "bar", "disc"))
+    assert [(one.name, one.images) for one in values] == [("ground", 40), ("bar", 40), ("disc", 40)]
+    assert [one.model for one in values] == pytest.approx(MIOU.by_class(after))
+    assert [one.best_single for one in values] == pytest.approx(MIOU.by_class(before))
+    assert values[1].model > values[1].best_single
