@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo torchvision detection segmentation test check gpu torture companions nulls bench format schemas trt-names clean
+.PHONY: demo torchvision detection segmentation test slow check gpu torture companions nulls bench format schemas trt-names clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -27,8 +27,11 @@ detection: .venv/installed ## the same for a detector, on scenes of digits or on
 segmentation: .venv/installed ## the same for masks (about 15 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/segmentation/run.py
 
-test: .venv/installed ## the whole test suite (under 10 minutes on 2 cores)
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
+test: .venv/installed ## the test suite (about 10 minutes on 2 cores)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu and not slow"
+
+slow: .venv/installed ## the tests that take minutes: killed builds, torchvision's releases, every family of detectors
+	$(BIN)/python -m pytest -m "slow and not gpu"
 
 gpu: .venv/installed ## the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

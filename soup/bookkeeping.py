@@ -23,7 +23,7 @@ from soup.gates import Check, compare
 from soup.geometry import Geometry
 from soup.judge import class_values, paired, prefixed
 from soup.larder import Larder, split_record
-from soup.notes import not_finite, notes_of
+from soup.notes import found_nothing, not_finite, notes_of
 from soup.optimism import optimism
 from soup.score import Kitchen, Policy
 from soup.search import Found
@@ -197,7 +197,9 @@ def build_record(
         class_names=splits["val"].class_names,
         ingredients=tuple(_ingredient(trial, larder, config) for trial in found.singles),
         set_aside=larder.set_aside,
-        notes=(*notes_of(larder, kitchen, splits), *not_finite(found, larder, config), *kitchen.astray),
+        notes=(*notes_of(larder, kitchen, splits), *not_finite(found, larder, config), *kitchen.astray,
+            *found_nothing(settled.evaluation.per_sample, settled.evaluation.value),
+        ),
         splits={name: split_record(split) for name, split in splits.items()},
         overlaps=tuple(overlaps),
         best_single=Model(

@@ -256,4 +256,4 @@ def _stops(record: BuildRecord, trials: Sequence[TrialRecord]) -> str:
     search = record.config.get("search")
     if isinstance(search, Mapping) and search.get("early_stop") is False:
         return "search.early_stop is off: every candidate was evaluated in full."
-    return "No candidate stopped early: all were evaluated in full, as they are wherever a metric has no bound."
+    return "No candidate stopped early: none was out of reach before its last images, or the metric has no bound."

@@ -27,7 +27,8 @@ def point_of(built: BuildFolder, wanted: str | None) -> ResolutionPoint | None:
         )
     if wanted != "best":
         try:
-            points = tuple(one for one in points if abs(one.scale - float(wanted)) < 1e-6)
+            asked = [one.preprocess for one in record.resolutions if abs(one.scale - float(wanted)) < 1e-6]
+            points = tuple(one for one in points if one.preprocess in asked)
         except ValueError as error:
             raise SoupError(f"--resolution {wanted}: expected best, or a scale as 1.2.") from error
     found = best_of(points, higher_is_better=record.higher_is_better)

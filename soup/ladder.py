@@ -79,6 +79,9 @@ def _tried(job: Job, forge: Forge, reference: Proved, precision: Precision, *, b
         return Rung(Attempt(precision, None, "failed", message, checks=(check,)), None, None)
     if why := _why_not(job, attempt.checks):
         return Rung(replace(attempt, outcome="failed", reason=why), graph, None)
+    if attempt.share == 0:
+        why = f"no layer computes in {precision.upper()}: the gates pass only with all of them higher"
+        return Rung(replace(attempt, outcome="failed", reason=why), graph, None)
     if behind:
         waits = "passes, and waits behind the one that ships"
         return Rung(replace(attempt, outcome="fallback", reason=waits), graph, None)

@@ -73,7 +73,7 @@ def select_device(wanted: str) -> torch.device:
 
 
 def torch_predict(model: nn.Module, *, device: torch.device) -> Predict:
-    """The network as a Predict: float32 arrays in, float32 arrays out, inference mode, channels_last for images."""
+    """The network as a Predict: float32 arrays in, floats out as float32, inference mode, channels_last for images."""
     model.to(device).to(memory_format=torch.channels_last).eval()
 
     def predict(inputs: Arrays) -> Arrays:
@@ -82,9 +82,14 @@ def torch_predict(model: nn.Module, *, device: torch.device) -> Predict:
             shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
             positional, named = (list(tensors.values()), {}) if len(tensors) == 1 else ([], tensors)
             output = call(model, *positional, where=f"model: forward of {shapes}", **named)
-            return {name: tensor.float().cpu().numpy() for name, tensor in named_outputs(output).items()}
+            return {name: _widened(tensor).cpu().numpy() for name, tensor in named_outputs(output).items()}
 
     return predict
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Floats as float32; numbers of classes as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def in_parts(predict: Predict, inputs: Arrays, *, rows: int = 16) -> Arrays:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 
+from exporters.runtimes import Arrays
 from soup.config import Config
 from soup.data import Split
 from soup.larder import Larder
@@ -33,6 +34,17 @@ def notes_of(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> t
     notes += [f"data.{split.name}: {note}" for split in splits.values() for note in split.notes]
     notes += [f"data.{split.name}: {len(split.skipped)} samples skipped" for split in splits.values() if split.skipped]
     return tuple(notes)
+
+
+def found_nothing(per_sample: Arrays, value: float | None) -> Iterator[str]:
+    """Of a detector: a score of 0 says nothing of why."""
+    labels = per_sample.get("label")
+    if labels is None or labels.ndim != 2 or value:
+        return
+    if (labels < 0).all():
+        yield "the model finds no box at all on data.val: check detection.suppression.score, the adapter and preprocess"
+    elif value == 0:
+        yield "no box that the model finds on data.val matches one: check the adapter's arguments and the class order"
 
 
 def not_finite(found: Found, larder: Larder, config: Config) -> Iterator[str]:

@@ -56,6 +56,9 @@ def sweep(config: Config, kitchen: Kitchen, settled: Settled, *, cache: Path, pr
     places = list(_places(config.preprocess))
     base: Evaluation | None = None
     for index, (scale, crop_ratio, wanted) in enumerate(places):
+        if (same := next((one for one in points if one.preprocess == _told(wanted)), None)) is not None:
+            points.append(ResolutionPoint(scale, crop_ratio, _told(wanted), same.size, note=f"as × {same.scale:g}"))
+            continue
         progress(f"test resolution × {scale:g}", index, len(places))
         at = config.model_copy(update={"preprocess": wanted})
         try:
@@ -88,17 +91,14 @@ def scaled(given: Preprocess, scale: float, crop_ratio: float | None = None) -> 
 
 
 def _places(given: Preprocess) -> Iterator[tuple[float, float | None, Preprocess]]:
-    """Each once, the one as trained first: all others are compared with it."""
+    """The one as trained first: all others are compared with it. Rounding may bring two to the same size."""
     assert given.sweep is not None
     own = given.model_copy(update={"sweep": None})
     yield 1.0, None, own
-    seen = [own]
     for scale in given.sweep.scales:
         for ratio in (None, *given.sweep.crop_ratios):
-            found = scaled(given, scale, ratio)
-            if found not in seen:
-                seen.append(found)
-                yield scale, ratio, found
+            if (scale, ratio) != (1.0, None):
+                yield scale, ratio, scaled(given, scale, ratio)
 
 
 def _size(size: Size | None, scale: float) -> Size | None:

@@ -117,6 +117,11 @@ class Singles:
         known = list(self._known.values())
         if all(math.isnan(value_of(one)) for one in known) or all(one.not_finite == one.seen.sum() for one in known):
             fewest = min(known, key=lambda one: one.not_finite)
+            if not fewest.not_finite:
+                raise SoupError(
+                    "data.val: the metric is no number for any checkpoint, whose outputs are finite: it has nothing to "
+                    "judge there. Check that val holds what it counts (objects of that size, labels), or the metric."
+                )
             raise SoupError(
                 f"model: whichever checkpoint it has, its outputs hold NaN or Inf for {fewest.not_finite} or more of "
                 f"{fewest.n_total} images of data.val. Check preprocess.mean and std, and weights that overflow."

@@ -50,7 +50,7 @@ def _classification(config: Config, val: Split) -> dict[str, JsonValue]:
 
 
 def _refuse_other_masks(val: Split, classes: int, *, ignore_index: int) -> None:
-    masks = val.targets["mask"]
+    masks = val.targets.get("mask", np.empty((0, 1, 1), np.uint8))
     beyond = ((masks >= classes) & (masks != ignore_index)).any(axis=(1, 2))
     if beyond.any():
         told = several([val.ids[row] for row in np.flatnonzero(beyond)])

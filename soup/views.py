@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from exporters.runtimes import Arrays, Predict
+from soup import SoupError
 from soup.config import Config
 from soup.evaluate import evaluate
 from soup.files import finite
@@ -90,6 +91,8 @@ def _averaged(predict: Predict, views: Sequence[View], kind: _Kind) -> Predict:
     def merged(inputs: Arrays) -> Arrays:
         (image,) = inputs.values()
         name, first = next(iter(predict(inputs).items()))
+        if first.dtype.kind != "f":
+            raise SoupError(f"output '{name}' holds class numbers, which cannot be averaged")
         total = kind.probability(first)
         for view in views:
             scores = next(iter(predict({"input": seen_as(image, view)}).values()))

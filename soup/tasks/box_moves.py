@@ -12,6 +12,7 @@ from soup.tasks import Moves
 from soup.tasks.boxes import iou
 
 SAME_IOU = 0.5  # two boxes of one class that overlap by less are not the same detection
+_SAME_CORNERS = 0.01  # pixels that rounding may move a corner by
 STILL_IOU = 0.9  # a pair that overlaps by less has moved
 
 
@@ -51,6 +52,8 @@ def _paired(before: Arrays, after: Arrays, image: int) -> Iterator[tuple[int, fl
     """(image, IoU, |difference of the scores|) of each pair."""
     one, other = np.flatnonzero(before["labels"][image] >= 0), np.flatnonzero(after["labels"][image] >= 0)
     overlap = iou(before["boxes"][image, one], after["boxes"][image, other])
+    apart = np.abs(before["boxes"][image, one][:, None] - after["boxes"][image, other]).max(axis=2, initial=0)
+    overlap[apart <= _SAME_CORNERS] = 1  # also of boxes that lie outside of the image, and have no area in it
     overlap[before["labels"][image, one][:, None] != after["labels"][image, other]] = 0
     drift = np.abs(before["scores"][image, one][:, None].astype(np.float64) - after["scores"][image, other])
     rows, columns = np.nonzero(overlap >= SAME_IOU)

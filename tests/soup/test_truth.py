@@ -69,7 +69,7 @@ def test_masks_at_the_input_go_through_the_letterbox_by_nearest_neighbour(scenes
 def test_train_is_only_looked_at_so_its_masks_are_not_read(scenes: Path) -> None:
     (scenes / "val/masks/01.png").write_bytes(b"no image")
     assert opened(scenes, "val", mask_reader(), name="train").targets == {}
-    with pytest.raises(SoupError, match=r"1 problems: 01: .*01\.png: no image format that PIL knows"):
+    with pytest.raises(SoupError, match=r"1 problem: 01: .*01\.png: no image format that PIL knows"):
         opened(scenes, "val", mask_reader())
 
 
