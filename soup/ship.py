@@ -179,9 +179,7 @@ def _settle(job: Job, reference: Proved, rungs: Sequence[Rung]) -> Rung | None:
     if not any(rung.engine and rung.engine.artifact for rung in rungs):
         job.findings.checks += open_gates(job.source.config.gates)
     if ships is None and (job.options.trt or job.source.config.export.nms != "none"):
-        job.findings.notes.append(
-            "no precision passes: NMS is not put inside, and no engine is built of what fails"
-        )
+        job.findings.notes.append("no precision passes: NMS is not put inside, and no engine is built of what fails")
     for rung in [ships] if ships else rungs:
         graph, engine = rung.graph, rung.engine
         if graph is not None and graph is not reference:
