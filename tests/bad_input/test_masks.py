@@ -85,7 +85,7 @@ def test_a_bad_mask_is_refused_by_its_name_or_skipped_with_its_image_and_counted
     spoil(folder / mask)
     told = refused(folder, "build")
     wanted = reason.format(mask=mask, image="val/images/03.png", images="val/images")
-    assert told.startswith(f"val/images: 1 problems: {wanted}"), told
+    assert told.startswith(f"val/images: 1 problem: {wanted}"), told
     assert "set data.on_bad_sample: skip" in told
     assert "\n" not in told
     assert "note         data.val: 1 samples skipped" in accepted(folder, "build", *SKIP)
@@ -153,4 +153,4 @@ def test_without_class_names_the_network_tells_how_many_there_are(folder: Path, 
     write_val(folder, segmentation={})
     other(folder / "val/masks/03.png", beyond)
     told = refused(folder, "build")
-    assert "has class 9, expected 0 to 2" in told
+    assert "masks with a class beyond 2, the network's last: 03" in told
