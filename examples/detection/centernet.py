@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -69,13 +69,12 @@ def decode(outputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor,
 
 @torch.inference_mode()
 def mean_ap(model: nn.Module, samples: Sequence[Sample], images: torch.Tensor, classes: int) -> float:
-    """COCO's mean average precision (IoU 0.50 to 0.95), by pycocotools."""
+    """COCO's mean average precision (IoU 0.50 to 0.95), by pycocotools, of boxes in the image and after NMS at 0.5."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     model.eval()
-    parts = [[part.numpy() for part in decode(model(batch))] for batch in images.split(50)]
-    boxes, scores, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    found = [answer for batch in images.split(50) for answer in _detections(model, batch)]
     truth = [
         {"image_id": number, "category_id": int(label), "bbox": _corner_and_sides(box), "iscrowd": 0}
         | {"area": float(np.prod(box[2:] - box[:2]))}
@@ -83,9 +82,9 @@ def mean_ap(model: nn.Module, samples: Sequence[Sample], images: torch.Tensor, c
         for box, label in zip(sample.boxes, sample.labels, strict=True)
     ]
     answers = [
-        {"image_id": number, "category_id": int(labels[number, k]), "bbox": _corner_and_sides(boxes[number, k])}
-        | {"score": float(scores[number, k])}
-        for number, k in np.argwhere(scores > 0.01).tolist()
+        {"image_id": number, "category_id": int(label), "bbox": _corner_and_sides(box), "score": float(score)}
+        for number, answer in enumerate(found)
+        for box, score, label in zip(*answer, strict=True)
     ]
     if not answers:
         return 0.0
@@ -102,6 +101,17 @@ def mean_ap(model: nn.Module, samples: Sequence[Sample], images: torch.Tensor, c
         evaluation.accumulate()
         evaluation.summarize()
     return float(evaluation.stats[0])
+
+
+def _detections(model: nn.Module, images: torch.Tensor) -> Iterator[tuple[np.ndarray, ...]]:
+    """Boxes, scores and labels of each image: inside of it, after NMS, of scores above 0.05, as val.yaml asks."""
+    from torchvision.ops import batched_nms, clip_boxes_to_image
+
+    for boxes, scores, labels in zip(*decode(model(images)), strict=True):
+        kept = batched_nms(boxes, scores, labels, 0.5)
+        kept = kept[scores[kept] > 0.05]
+        inside = clip_boxes_to_image(boxes[kept], images.shape[2:])
+        yield inside.numpy(), scores[kept].numpy(), labels[kept].numpy()
 
 
 def _corner_and_sides(box: np.ndarray) -> list[float]:

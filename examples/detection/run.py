@@ -65,7 +65,7 @@ def _for_folder(text: str, folder: Path, classes: int, size: tuple[int, int]) ->
 
 
 def _expect(out: Path, figure: str) -> None:
-    """Have `soup check` compare with what the trainer printed last; it kept boxes by their peaks and without NMS."""
+    """Have `soup check` compare with what the trainer printed last."""
     last = sorted((out / "checkpoints").glob("*.pt"))[-1].name
     line = f"expect: {{checkpoint: checkpoints/{last}, value: {figure}, tolerance: 0.01}}\n"
     path = out / "val.yaml"
