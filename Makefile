@@ -22,7 +22,7 @@ torchvision: .venv/installed ## the same for two of torchvision's networks (abou
 	PATH="$(CURDIR)/$(BIN):$$PATH" examples/torchvision/run.sh
 
 detection: .venv/installed ## the same for a detector, on scenes of digits or on DATA=a Pascal VOC folder (about 15 minutes)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/detection/run.py $(if $(DATA),--data $(DATA))
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/detection/run.py $(if $(DATA),--data "$(DATA)")
 
 segmentation: .venv/installed ## the same for masks (about 15 minutes on 2 cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python examples/segmentation/run.py

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Boxes: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray | None]"
 _WIDTH = 2.6  # inches of an image
 _MASK = 0.75  # opacity
-_PLATE = {"facecolor": "black", "alpha": 0.5, "edgecolor": "none", "pad": 0.5}  # behind a class's name
+_PLATE = {"alpha": 0.7, "edgecolor": "none", "pad": 0.5}  # behind a class's name
 
 
 def with_boxes(
@@ -32,7 +32,16 @@ def with_boxes(
             colour = _colour(label)
             axes.add_patch(Rectangle((x1 - 0.5, y1 - 0.5), x2 - x1, y2 - y1, fill=False, edgecolor=colour))
             text = classes[label] if scores is None else f"{classes[label]} {scores[number]:.2f}"
-            axes.text(x1, y1 - 1, text, color=colour, fontsize=6, va="bottom", clip_on=True, bbox=_PLATE)
+            axes.text(
+                x1,
+                y1 - 1,
+                text,
+                color="black",
+                fontsize=5,
+                va="bottom",
+                clip_on=True,
+                bbox={**_PLATE, "facecolor": colour},
+            )
 
     return _table(images, columns, draw)
 

@@ -40,8 +40,7 @@ def main() -> None:
     classes, size = class_names(folder), image_size(folder, LONGEST)
     text = (HERE / "val.yaml").read_text()
     (out / "val.yaml").write_text(text if options.data is None else _for_folder(text, folder, len(classes), size))
-    if options.data is None:
-        _expect(out, figure)
+    _expect(out, figure)
     released(out)
     samples = read(folder, "test" if _list(folder, "test").exists() else "val", classes=classes, size=size)[:PICTURES]
     images = np.stack([sample.image for sample in samples])
@@ -59,6 +58,7 @@ def _for_folder(text: str, folder: Path, classes: int, size: tuple[int, int]) ->
     settings["data"]["on_bad_sample"] = "skip"  # boxes without an area are told and left out, as in training
     settings["preprocess"]["resize"] = list(size)
     settings["batchnorm"] = {"samples": 1000, "batch": 25}
+    settings["gates"]["accuracy"]["max_drop"] = 0.02  # half a point is neither shown nor excluded by a hundred images
     if len(_list(folder, "train").read_text().split("\n")) < FEWEST:
         settings["search"] = {**settings["search"], "bn_policy": "averaged"}  # of few images recalibration does harm
     return yaml.safe_dump(settings, sort_keys=False)
@@ -67,7 +67,7 @@ def _for_folder(text: str, folder: Path, classes: int, size: tuple[int, int]) ->
 def _expect(out: Path, figure: str) -> None:
     """Have `soup check` compare with what the trainer printed last."""
     last = sorted((out / "checkpoints").glob("*.pt"))[-1].name
-    line = f"expect: {{checkpoint: checkpoints/{last}, value: {figure}, tolerance: 0.01}}\n"
+    line = f"expect: {{checkpoint: checkpoints/{last}, value: {figure}, tolerance: 0.003}}\n"
     path = out / "val.yaml"
     path.write_text(path.read_text() + line)
 
