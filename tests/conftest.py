@@ -30,6 +30,7 @@ preprocess: {color: gray, mean: [0.3], std: [0.35]}
 batchnorm: {samples: 400, batch: 100}
 gates: {accuracy: {max_drop: 0.02}}
 """
+_BUILT: dict[Path, set[str]] = {}  # what the `built` of this process holds, by its soup-out
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -64,8 +65,18 @@ def built(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from soup.pipeline import build
 
     folder = Path(shutil.copytree(trained, tmp_path_factory.mktemp("built") / "project"))
-    build(load_config(folder / "val.yaml"), folder / "soup-out", progress=silent)
+    out = folder / "soup-out"
+    build(load_config(folder / "val.yaml"), out, progress=silent)
+    _BUILT[out] = {path.name for path in out.iterdir()}
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _built_stays_as_it_is() -> Iterator[None]:
+    """The test that leaves a file in `built` fails (an INT8 export keeps ranges.json there), not one after it."""
+    yield
+    for out, names in _BUILT.items():
+        assert names == {path.name for path in out.iterdir()}, "built/soup-out is read only: copy the project"
 
 
 @pytest.fixture(scope="session")

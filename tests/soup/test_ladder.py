@@ -215,16 +215,16 @@ def test_too_few_calibration_images_are_refused_and_nothing_is_written(built: Fo
     assert not (tmp_path / "release").exists()
 
 
-def test_frames_are_normalised_in_the_graph_and_every_hop_says_the_same(built: Folder, tmp_path: Path) -> None:
+def test_frames_are_normalised_in_the_graph_and_every_hop_says_the_same(copy: Folder, tmp_path: Path) -> None:
     result = run(
-        built, tmp_path / "release", "export.preprocess=in_graph", "export.precision=[int8, fp16]",
+        copy, tmp_path / "release", "export.preprocess=in_graph", "export.precision=[int8, fp16]",
         "release.golden.count=all", "export.batch={min: 1, opt: 4, max: 8}", "quantization.samples=100",
     )  # fmt: skip
     assert result.exit_code == Exit.OK
     names = [hop.name for hop in result.findings.hops]
     assert names[-3:] == ["ONNX → simplified", "simplified → frames", "frames → INT8"]
     golden = load_file(tmp_path / "release/golden.safetensors")
-    frames = np.load(built / "val.npz")["images"]
+    frames = np.load(copy / "val.npz")["images"]
     assert golden["input.input"].dtype == np.uint8
     np.testing.assert_array_equal(golden["input.input"], frames)
     with open_onnx(tmp_path / "release/model.onnx", batch=(1, 4, 8)) as runtime:
