@@ -10,7 +10,7 @@ from pathlib import Path
 from soup import SoupError
 from soup.box_records import BoxSample, BoxSource, Marked, Size, checked, refuse_empty, unusable
 from soup.files import shown
-from soup.sources import SUFFIXES, Sample, files_identity
+from soup.sources import SUFFIXES, Sample, Source, files_identity
 
 _ORIENTATION = 0x0112  # the EXIF tag (Exif 2.32, 4.6.4); 5 to 8 stand for a quarter turn
 
@@ -110,7 +110,7 @@ def source_of(
     refuse_empty(str(origin), samples, problems)
     boxes = sum(len(sample.truth.labels) for sample in samples if sample.truth is not None)
     first = f"{origin}: read as {kind}: {len(samples):,} images from {images} with {boxes:,} boxes"
-    return BoxSource(
+    return Source(
         origin=str(origin),
         samples=samples,
         count=len(samples),

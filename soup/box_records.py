@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from soup import SoupError
-from soup.sources import several
+from soup.sources import Source, several
 
 Size = tuple[int, int]  # height, width
 MAX_CLASS = 10**6  # a class number beyond is a slip of the pen
@@ -42,17 +42,7 @@ class BoxSample:
         return self.truth is not None
 
 
-@dataclass(frozen=True, slots=True)
-class BoxSource:
-    """The samples of a split, in a fixed order. Two splits number their classes alike where `class_names` are equal."""
-
-    origin: str  # as messages name it
-    samples: Iterable[BoxSample]  # a list; of a function each is read when it is asked for, and once
-    count: int | None  # None where only reading tells
-    class_names: tuple[str, ...] | None  # None where classes are numbers without names
-    identity: object | None  # JSON of all that decides the images of usable samples; None where only reading tells
-    notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()  # of records that belong to no sample
+BoxSource = Source[BoxSample]
 
 
 @dataclass(frozen=True, slots=True)

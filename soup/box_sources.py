@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,9 +23,8 @@ from soup.box_records import (
     refuse_empty,
     unusable,
 )
-from soup.callables import call
 from soup.coco_boxes import read_coco
-from soup.sources import by_index, in_turn
+from soup.sources import from_function
 from soup.voc_boxes import read_voc
 from soup.yolo_boxes import read_yolo
 
@@ -65,7 +65,9 @@ def open_boxes(
     if isinstance(source, Mapping):
         return _from_parts(f"data.{name}", source, folder=folder, classes=classes, max_bytes=max_bytes)
     if not isinstance(source, str):
-        return _from_function(name, source, classes)
+        names = None if classes is None else tuple(classes)
+        read = partial(_item_sample, classes=names)
+        return from_function(name, source, read, gives="(image, target[, id])", class_names=names)
     path = folder / Path(source).expanduser()
     if path.is_dir():
         return _from_folder(path, classes)
@@ -135,30 +137,13 @@ def _from_parts(
     raise SoupError(f"{annotations}: holds no .xml and no .txt, expected one for each image. {_EXPECTED}")
 
 
-def _from_function(name: str, function: Callable[[], object], classes: Sequence[str] | None) -> BoxSource:
-    origin = f"data.{name}"
-    dataset = call(function, where=origin)
-    count = cast("int", call(len, dataset, where=origin)) if isinstance(dataset, Sized) else None
-    if count is not None and hasattr(dataset, "__getitem__"):
-        items = by_index(dataset.__getitem__, count)
-    elif isinstance(dataset, Iterable):
-        items = in_turn(cast("Iterator[object]", call(iter, dataset, where=origin)), origin)
-    else:
-        raise SoupError(
-            f"{origin}: gave {type(dataset).__name__}, expected a dataset or an iterable of (image, target[, id])."
-        )
-    names = None if classes is None else tuple(classes)
-    samples = (_item_sample(item, str(index), f"{origin}: sample {index}", names) for index, item in enumerate(items))
-    return BoxSource(origin, samples, count, names, None)
-
-
-def _item_sample(item: object, place: str, where: str, classes: tuple[str, ...] | None) -> BoxSample:
+def _item_sample(item: object, index: int, where: str, *, classes: tuple[str, ...] | None) -> BoxSample:
     if isinstance(item, SoupError):
-        return unusable(place, item, f"{where}: {str(item).rstrip('.')}")
+        return unusable(str(index), item, f"{where}: {str(item).rstrip('.')}")
     if not isinstance(item, (tuple, list)) or len(item) not in (2, 3) or not isinstance(item[1], Mapping):
         raise SoupError(f'{where} is {type(item).__name__}, expected (image, {{"boxes": …, "labels": …}}[, id]).')
     image = item[0].detach().cpu() if hasattr(item[0], "detach") else item[0]
-    key = str(item[2]) if len(item) == 3 else place
+    key = str(item[2]) if len(item) == 3 else str(index)
     try:
         size = _size(image)
     except SoupError as error:

@@ -25,11 +25,8 @@ def boxes(classes: Sequence[str] | None) -> Reader:
 
 def _open_boxes(
     name: str, source: Given, *, folder: Path, max_bytes: float, classes: Sequence[str] | None
-) -> Source:  # fmt: skip
-    found = open_boxes(name, source, folder=folder, classes=classes, max_bytes=max_bytes)
-    boxed = map(_boxed, found.samples)
-    samples = list(boxed) if isinstance(found.samples, Sequence) else boxed
-    return Source(found.origin, samples, found.count, found.class_names, found.identity, found.notes, found.problems)
+) -> Source[Sample]:  # fmt: skip
+    return open_boxes(name, source, folder=folder, classes=classes, max_bytes=max_bytes).mapped(_boxed)
 
 
 def _boxed(sample: BoxSample) -> Sample:

@@ -17,7 +17,7 @@ from soup.box_files import measured
 from soup.coco_boxes import get, listed_images, numbered, read_document
 from soup.files import shown
 from soup.masks import MaskSample, MaskSource, Size, dtype_of, identity_of, looked_up, read_pixels, unusable
-from soup.sources import several
+from soup.sources import Source, several
 
 _BACKGROUND = 0  # of instances: what no outline covers
 _VOID = 0  # of panoptic PNGs: the id of pixels without a segment
@@ -175,7 +175,7 @@ def _source(
     if not any(sample.usable for sample in samples):
         wrong = several([*problems, *(problem for sample in samples for problem in sample.problems)])
         raise SoupError(f"{path}: none of {len(samples)} images has a mask that can be used: {wrong}. Repair the file.")
-    return MaskSource(str(path), samples, len(samples), order, ignore, identity_of(samples), tuple(problems))
+    return Source(str(path), samples, len(samples), order, identity_of(samples), problems=tuple(problems))
 
 
 def _each(read: partial[Region], items: Sequence[Mapping[str, object]]) -> tuple[Region, ...]:

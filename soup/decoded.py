@@ -49,7 +49,12 @@ class _Index:
 
 
 def decode(
-    source: Source, preprocess: Preprocess | None, *, cache: Path, max_bytes: float, progress: Progress | None = None
+    source: Source[Sample],
+    preprocess: Preprocess | None,
+    *,
+    cache: Path,
+    max_bytes: float,
+    progress: Progress | None = None,
 ) -> Decoded:
     """Every image of `source` through `preprocess` (None: float tensors, taken as they are), in 2 threads or more.
 
@@ -74,7 +79,7 @@ def decode(
     raise SoupError(f"{cache / name}.raw: does not read back as it was written. Check the disk.", kind="environment")
 
 
-def _open(path: Path, source: Source, preprocess: Preprocess | None) -> Decoded | None:
+def _open(path: Path, source: Source[Sample], preprocess: Preprocess | None) -> Decoded | None:
     """The cache as it should be, or None."""
     try:
         record = json.loads(path.with_name(f"{path.name}.json").read_bytes())
@@ -113,7 +118,7 @@ def _decoded(images: np.ndarray, index: _Index, samples: list[Sample]) -> Decode
 
 
 def _write(
-    path: Path, source: Source, preprocess: Preprocess | None, *, max_bytes: float, progress: Progress | None
+    path: Path, source: Source[Sample], preprocess: Preprocess | None, *, max_bytes: float, progress: Progress | None
 ) -> tuple[_Index, list[Sample]]:
     """Rows one after the other, so that a full disk is an error here and not a signal when the map is written to."""
     samples: list[Sample] = []
@@ -146,7 +151,7 @@ def _write(
     return _Index((len(hashes), *first.shape), str(first.dtype), tuple(hashes), skipped, tuple(sizes)), samples
 
 
-def _refuse_all(source: Source, skipped: Sequence[tuple[str, str]]) -> NoReturn:
+def _refuse_all(source: Source[Sample], skipped: Sequence[tuple[str, str]]) -> NoReturn:
     """Each reason once, with the first image that it stopped."""
     if not skipped:
         raise SoupError(f"{source.origin}: holds no samples, expected one or more pairs of image and label.")
@@ -204,7 +209,7 @@ def _threads() -> int:
     return max(2, min(16, os.cpu_count() or 1))
 
 
-def _refuse_excess(source: Source, count: int, row: np.ndarray, *, max_bytes: float) -> None:
+def _refuse_excess(source: Source[Sample], count: int, row: np.ndarray, *, max_bytes: float) -> None:
     if not count * row.nbytes <= max_bytes:
         raise SoupError(
             f"{source.origin}: {count:,} images of {_size(row)} take {count * row.nbytes / 1e9:.2f} GB decoded, "

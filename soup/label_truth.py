@@ -44,7 +44,7 @@ def _labels(decoded: Decoded, preprocess: Preprocess | None, *, origin: str, jud
 
 def _open_several(
     name: str, source: Given, *, folder: Path, max_bytes: float, classes: Classes
-) -> Source:  # fmt: skip
+) -> Source[Sample]:  # fmt: skip
     """labels.csv with any number of labels a row, or a function that gives (image, bool [classes][, id])."""
     if callable(source):
         return from_function(name, source, _labelled)
@@ -66,14 +66,14 @@ def _open_several(
     return Source(str(path), samples, len(samples), names, files_identity(path.parent, samples))
 
 
-def _labelled(item: object, index: int, *, where: str) -> Sample:
+def _labelled(item: object, index: int, where: str) -> Sample:
     """Of an image with any number of labels, as 0 and 1 for each class."""
     if isinstance(item, SoupError):
         return Sample(str(index), item, 0, None)
     labels = np.asarray(item[1]) if isinstance(item, (tuple, list)) and len(item) in (2, 3) else np.empty(0)
     if labels.ndim != 1 or not labels.size or not np.isin(labels, (0, 1)).all():
         raise SoupError(f"{where} has labels {labels!r}, expected 0 or 1 for each class. Give (image, labels[, id]).")
-    sample = function_sample([item[0], 0, *item[2:]], index, where=where)  # type: ignore[index]  # a sequence, as seen
+    sample = function_sample([item[0], 0, *item[2:]], index, where)  # type: ignore[index]  # a sequence, as seen
     return replace(sample, truth=labels.astype(bool))
 
 

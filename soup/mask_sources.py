@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from soup import SoupError
 from soup.box_files import by_key, listed
-from soup.callables import call
 from soup.coco_masks import read_instances, read_panoptic
 from soup.masks import (
     MaskSample,
@@ -23,7 +21,7 @@ from soup.masks import (
     stacked,
     unusable,
 )  # fmt: skip
-from soup.sources import by_index, in_turn, several
+from soup.sources import Source, from_function, several
 
 __all__ = ["MaskSample", "MaskSource", "checked", "fit_mask", "open_masks", "read_mask", "stacked"]
 
@@ -64,7 +62,9 @@ def open_masks(
             f"data.{name}", given, ignore=ignore_index, classes=classes, palette=palette, max_bytes=max_bytes
         )
     if not isinstance(source, str):
-        return _from_function(name, source, ignore=ignore_index, classes=classes)
+        names = None if classes is None else tuple(classes)
+        read = partial(_item, ignore=ignore_index, classes=None if names is None else len(names))
+        return from_function(name, source, read, gives="(image, mask[, id])", class_names=names)
     path = folder / Path(source).expanduser()
     is_list = path.suffix == ".txt" and path.is_file() and path.parent.parent.name == "ImageSets"
     root = path.parents[2] if is_list else path
@@ -127,7 +127,7 @@ def _from_folders(
             f"{images}: none of {len(samples)} images has its mask in {masks}: {wrong}. Name each mask as its image."
         )
     names = None if classes is None else tuple(classes)
-    return MaskSource(str(images), samples, len(samples), names, ignore, identity_of(samples), tuple(problems))
+    return Source(str(images), samples, len(samples), names, identity_of(samples), problems=tuple(problems))
 
 
 def _pair(
@@ -143,34 +143,15 @@ def _pair(
     return MaskSample(key, picture, found if palette is None else partial(by_color, found, palette), str(found))
 
 
-def _from_function(
-    name: str, function: Callable[[], object], *, ignore: int, classes: Sequence[str] | None
-) -> MaskSource:  # fmt: skip
-    origin = f"data.{name}"
-    dataset = call(function, where=origin)
-    count = cast("int", call(len, dataset, where=origin)) if isinstance(dataset, Sized) else None
-    if count is not None and hasattr(dataset, "__getitem__"):
-        items = by_index(dataset.__getitem__, count)
-    elif isinstance(dataset, Iterable):
-        items = in_turn(cast("Iterator[object]", call(iter, dataset, where=origin)), origin)
-    else:
-        raise SoupError(
-            f"{origin}: gave {type(dataset).__name__}, expected a dataset or an iterable of (image, mask[, id])."
-        )
-    names = None if classes is None else tuple(classes)
-    samples = (_item(item, str(index), f"{origin}: sample {index}", ignore, names) for index, item in enumerate(items))
-    return MaskSource(origin, samples, count, names, ignore, None)
-
-
-def _item(item: object, place: str, where: str, ignore: int, classes: tuple[str, ...] | None) -> MaskSample:
+def _item(item: object, index: int, where: str, *, ignore: int, classes: int | None) -> MaskSample:
     if isinstance(item, SoupError):
-        return unusable(place, where, str(item).rstrip("."))
+        return unusable(str(index), where, str(item).rstrip("."))
     if not isinstance(item, (tuple, list)) or len(item) not in (2, 3):
         raise SoupError(f"{where} is {type(item).__name__}, expected (image, mask) or (image, mask, id).")
     image = item[0].detach().cpu() if hasattr(item[0], "detach") else item[0]
-    sample = MaskSample(str(item[2]) if len(item) == 3 else place, image, item[1], f"{where}: its mask")
+    sample = MaskSample(str(item[2]) if len(item) == 3 else str(index), image, item[1], f"{where}: its mask")
     try:
-        ids = read_mask(sample, classes=None if classes is None else len(classes), ignore_index=ignore)
+        ids = read_mask(sample, classes=classes, ignore_index=ignore)
     except SoupError as error:
         return MaskSample(sample.id, error, error, sample.where, (str(error),))
     return MaskSample(sample.id, image, ids, sample.where)

@@ -35,19 +35,15 @@ def masks(
 def _open_masks(
     name: str, source: Given, *, folder: Path, max_bytes: float, ignore_index: int, classes: Sequence[str] | None,
     palette: Palette | None,
-) -> Source:  # fmt: skip
+) -> Source[Sample]:  # fmt: skip
     """Those that judge are read once, so that all that is wrong with them is told at once."""
     found = open_masks(
         name, source, folder=folder, ignore_index=ignore_index, classes=classes, palette=palette, max_bytes=max_bytes
     )  # fmt: skip
     if name != "train" and isinstance(found.samples, Sequence):
         names = classes or found.class_names
-        found = checked(found, classes=None if names is None else len(names))
-    masked = map(_masked, found.samples)
-    samples = list(masked) if isinstance(found.samples, Sequence) else masked
-    return Source(
-        found.origin, samples, found.count, found.class_names, found.identity, problems=found.problems
-    )  # fmt: skip
+        found = checked(found, classes=None if names is None else len(names), ignore_index=ignore_index)
+    return found.mapped(_masked)
 
 
 def _masked(sample: MaskSample) -> Sample:

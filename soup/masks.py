@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ import numpy as np
 from soup import SoupError
 from soup.box_files import measured
 from soup.preprocess import Preprocess, fit
+from soup.sources import Source
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -44,17 +45,7 @@ class MaskSample:
         return not isinstance(self.image, SoupError) and not isinstance(self.mask, SoupError)
 
 
-@dataclass(frozen=True, slots=True)
-class MaskSource:
-    """The samples of a split, in a fixed order."""
-
-    origin: str  # as messages name it
-    samples: Iterable[MaskSample]  # a list; of a function each is read when it is asked for, and once
-    count: int | None  # None where only reading tells
-    class_names: tuple[str, ...] | None  # None where classes are numbers without names
-    ignore: int  # the value of pixels that count for nothing
-    identity: object | None  # JSON of all that decides the images of usable samples; None where only reading tells
-    problems: tuple[str, ...] = ()  # of records that belong to no sample
+MaskSource = Source[MaskSample]
 
 
 def unusable(name: str, where: str, reason: str, *problems: str) -> MaskSample:
@@ -63,7 +54,7 @@ def unusable(name: str, where: str, reason: str, *problems: str) -> MaskSample:
     return MaskSample(name, error, error, where, (*problems, f"{where}: {reason}"))
 
 
-def checked(source: MaskSource, *, classes: int | None) -> MaskSource:
+def checked(source: MaskSource, *, classes: int | None, ignore_index: int) -> MaskSource:
     """The source with every mask read once, in 2 threads or more, and those that cannot be used marked as such.
 
     Takes as long as reading them; draw before.
@@ -73,7 +64,7 @@ def checked(source: MaskSource, *, classes: int | None) -> MaskSource:
         if not sample.usable:
             return sample
         try:
-            read_mask(sample, classes=classes, ignore_index=source.ignore)
+            read_mask(sample, classes=classes, ignore_index=ignore_index)
         except SoupError as error:
             return replace(sample, mask=error, problems=(*sample.problems, str(error)))
         return sample

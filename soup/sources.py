@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 
@@ -40,20 +40,32 @@ class Sample:
     problems: tuple[str, ...] = ()
 
 
+One = TypeVar("One")  # a sample, as a task's reader makes it
+Other = TypeVar("Other")
+
+
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The samples of a split, in a fixed order."""
+class Source(Generic[One]):
+    """The samples of a split, in a fixed order. Two splits number their classes alike where `class_names` are equal."""
 
     origin: str  # as messages name it
-    samples: Iterable[Sample]
+    samples: Iterable[One]  # a list; of a function each is read when it is asked for, and once
     count: int | None  # None where only reading tells
-    class_names: tuple[str, ...] | None
-    identity: object | None  # JSON of all that decides the images; None where only reading tells
+    class_names: tuple[str, ...] | None  # None where classes are numbers without names
+    identity: object | None  # JSON of all that decides the images of usable samples; None where only reading tells
     notes: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()  # of records that belong to no sample
 
+    def mapped(self, change: Callable[[One], Other]) -> Source[Other]:
+        """With each sample changed; those of a function as they are read."""
+        changed = map(change, self.samples)
+        samples = list(changed) if isinstance(self.samples, Sequence) else changed
+        return Source(
+            self.origin, samples, self.count, self.class_names, self.identity, self.notes, self.problems
+        )  # fmt: skip
 
-def open_source(name: str, source: Given, *, folder: Path, max_bytes: float) -> Source:
+
+def open_source(name: str, source: Given, *, folder: Path, max_bytes: float) -> Source[Sample]:
     """List the samples of the split `name`; paths are relative to `folder`. No image is decoded yet.
 
     Image folder: one subfolder per class, sorted, as torchvision's ImageFolder; hidden ones are left out.
@@ -79,7 +91,7 @@ def open_source(name: str, source: Given, *, folder: Path, max_bytes: float) -> 
     raise SoupError(f"{path}: '{path.suffix}' is no known kind of data. Give an image folder, a .csv or an .npz.")
 
 
-def drawn(source: Source, count: int) -> Source:
+def drawn(source: Source[Sample], count: int) -> Source[Sample]:
     """`count` of its samples, classes in proportion, the same ones each time; all where it has no more, or cannot tell.
 
     In the order of the source. A function's samples are read one after the other, so it gives them all.
@@ -98,7 +110,7 @@ def several(items: Sequence[str]) -> str:
     return "; ".join(items[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")
 
 
-def _from_folder(root: Path) -> Source:
+def _from_folder(root: Path) -> Source[Sample]:
     try:
         classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         samples = [
@@ -133,7 +145,7 @@ def _refuse_circle(folder: Path) -> None:
         raise SoupError(f"{folder}: is a link to a folder that it lies in, expected images. Remove it.")
 
 
-def _from_csv(path: Path) -> Source:
+def _from_csv(path: Path) -> Source[Sample]:
     columns, rows = read_csv(path)
     if missing := [column for column in ("path", "label") if column not in columns]:
         raise SoupError(f"{path}: no column {' and '.join(missing)}, expected path,label[,group] but found {columns}.")
@@ -191,7 +203,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _from_npz(path: Path, *, max_bytes: float) -> Source:
+def _from_npz(path: Path, *, max_bytes: float) -> Source[Sample]:
     arrays = _read_npz(path, max_bytes=max_bytes)
     images, labels = arrays["images"], arrays["labels"]
     if images.ndim < 2 or not len(images):
@@ -234,24 +246,29 @@ def _read_npz(path: Path, *, max_bytes: float) -> dict[str, np.ndarray]:
     return arrays
 
 
-def from_function(name: str, function: Callable[[], object], read: Callable[..., Sample]) -> Source:
-    """The samples that a function of the user gives, each made by `read` of (item, its number, where=…)."""
+def from_function(
+    name: str,
+    function: Callable[[], object],
+    read: Callable[[object, int, str], One],
+    *,
+    gives: str = "(image, label[, id])",
+    class_names: tuple[str, ...] | None = None,
+) -> Source[One]:
+    """The samples that a function of the user gives, each made by `read` of (item, its number, how to name it)."""
     origin = f"data.{name}"
     dataset = call(function, where=origin)
     count = cast("int", call(len, dataset, where=origin)) if isinstance(dataset, Sized) else None
     if count is not None and hasattr(dataset, "__getitem__"):
-        items = by_index(dataset.__getitem__, count)
+        items = _by_index(dataset.__getitem__, count)
     elif isinstance(dataset, Iterable):
-        items = in_turn(cast("Iterator[object]", call(iter, dataset, where=origin)), origin)
+        items = _in_turn(cast("Iterator[object]", call(iter, dataset, where=origin)), origin)
     else:
-        raise SoupError(
-            f"{origin}: gave {type(dataset).__name__}, expected a dataset or an iterable of (image, label[, id])."
-        )
-    samples = (read(item, index, where=f"{origin}: sample {index}") for index, item in enumerate(items))
-    return Source(origin, samples, count, None, None)
+        raise SoupError(f"{origin}: gave {type(dataset).__name__}, expected a dataset or an iterable of {gives}.")
+    samples = (read(item, index, f"{origin}: sample {index}") for index, item in enumerate(items))
+    return Source(origin, samples, count, class_names, None)
 
 
-def by_index(get: Callable[[int], object], count: int) -> Iterator[object]:
+def _by_index(get: Callable[[int], object], count: int) -> Iterator[object]:
     """What a dataset raises for a sample stands for its image, since datasets read files when they are indexed."""
     for index in range(count):
         try:
@@ -260,7 +277,7 @@ def by_index(get: Callable[[int], object], count: int) -> Iterator[object]:
             yield error
 
 
-def in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
+def _in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
     end = object()
     for index in itertools.count():
         item = call(next, items, end, where=f"{origin}: sample {index}")
@@ -269,7 +286,7 @@ def in_turn(items: Iterator[object], origin: str) -> Iterator[object]:
         yield item
 
 
-def function_sample(item: object, index: int, *, where: str) -> Sample:
+def function_sample(item: object, index: int, where: str) -> Sample:
     """An image and its class, as a dataset gives them."""
     if isinstance(item, SoupError):
         return Sample(str(index), item, 0, None)

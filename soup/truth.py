@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -20,7 +21,7 @@ from soup.sources import Given, Sample, Source, several
 class Open(Protocol):
     """Lists the samples of a split; no image is decoded yet."""
 
-    def __call__(self, name: str, source: Given, *, folder: Path, max_bytes: float) -> Source:
+    def __call__(self, name: str, source: Given, *, folder: Path, max_bytes: float) -> Source[Sample]:
         """Raises SoupError for what `source` may not be."""
 
 
@@ -42,14 +43,16 @@ class Reader:
     targets: Targets
 
 
-def without_bad(source: Source, *, on_bad: Literal["fail", "skip"]) -> tuple[Source, tuple[tuple[str, str], ...]]:
+def without_bad(
+    source: Source[Sample], *, on_bad: Literal["fail", "skip"]
+) -> tuple[Source[Sample], tuple[tuple[str, str], ...]]:
     """The source without what its truth makes unusable, and (id, reason) of all that was wrong.
 
     Raises SoupError with every problem at once where `on_bad` is "fail". What a function gives is judged when it is
     read: a bad sample's image is then the error.
     """
     if not isinstance(source.samples, Sequence):
-        return replace(source, samples=(_judged(sample, on_bad) for sample in source.samples)), ()
+        return source.mapped(partial(_judged, on_bad=on_bad)), ()
     bad = [("", problem) for problem in source.problems]
     bad += [(sample.id, problem) for sample in source.samples for problem in sample.problems]
     told = several([f"{one}: {problem.rstrip('.')}" if one else problem for one, problem in bad])

@@ -34,7 +34,7 @@ def opened(source, folder: Path, **changed):
 
 
 def read(source, classes: int | None = 3) -> list[np.ndarray]:
-    return [read_mask(sample, classes=classes, ignore_index=source.ignore) for sample in source.samples]
+    return [read_mask(sample, classes=classes, ignore_index=255) for sample in source.samples]
 
 
 def problems(source) -> list[str]:
@@ -96,7 +96,7 @@ def test_instances_are_drawn_over_a_background_of_class_zero(tmp_path):
     assert np.array_equal(read(opened(INSTANCES, tmp_path))[0], first)
     named = opened(INSTANCES, tmp_path, classes=("nothing", "dog", "bird", "cat"))
     assert np.array_equal(read(named, 4)[0], np.array([0, 3, 1, *[0] * 252, 255])[first])
-    assert checked(found, classes=3).identity == found.identity
+    assert checked(found, classes=3, ignore_index=255).identity == found.identity
 
 
 @settings(max_examples=40, deadline=None)
@@ -209,7 +209,7 @@ def test_panoptic_segments_become_classes_and_void_and_crowds_are_ignored(tmp_pa
     first, second = read(found, 2)
     assert first.tolist() == [[255, 1, 0, 0, 1, 255, 255, 255]] * 6
     assert (second == 255).all()
-    assert problems(checked(found, classes=2)) == []
+    assert problems(checked(found, classes=2, ignore_index=255)) == []
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_bad_panoptic_records_are_told_with_their_image(tmp_path, infos, changed
         document["images"].append(document["images"][0] | {"id": 6, "file_name": "c.jpg"})
         document["annotations"].append(document["annotations"][1] | {"image_id": 6, "file_name": "c.png"})
         (tmp_path / "coco.json").write_text(json.dumps(document))
-    found = checked(opened(PANOPTIC, tmp_path), classes=2)
+    found = checked(opened(PANOPTIC, tmp_path), classes=2, ignore_index=255)
     assert not found.samples[0].usable
     with pytest.raises(SoupError, match=message):
         raise SoupError(problems(found)[0])

@@ -47,7 +47,7 @@ def opened(source, folder: Path, **changed):
 
 
 def read(source, classes: int | None = 3) -> list[np.ndarray]:
-    return [read_mask(sample, classes=classes, ignore_index=source.ignore) for sample in source.samples]
+    return [read_mask(sample, classes=classes, ignore_index=255) for sample in source.samples]
 
 
 def problems(source) -> list[str]:
@@ -85,7 +85,7 @@ def test_two_folders_are_matched_by_name_in_sorted_order(tmp_path, images, masks
     assert found.samples[1].image == tmp_path / "data" / images / "deep/a.jpg"
     assert found.samples[1].where == str(tmp_path / "data" / masks / "deep/a.png")
     assert all((mask == 2).all() for mask in read(found))
-    assert (found.count, found.class_names, found.ignore, problems(found)) == (2, None, 255, [])
+    assert (found.count, found.class_names, problems(found)) == (2, None, [])
     assert opened({"images": f"data/{images}", "masks": f"data/{masks}"}, tmp_path) == found
 
 
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_single_images_is_told_with_their_files_and_the_other
         f"{masks}/twin.png: not one but several (twin.jpg, twin.png), expected one of this name in {tmp_path}/images",
         f"{masks}/widow.png: a mask without an image, expected one of this name in {tmp_path}/images",
     ]
-    found = checked(listed, classes=3)
+    found = checked(listed, classes=3, ignore_index=255)
     assert [sample.id for sample in found.samples if sample.usable] == ["good"]
     told = {sample.id: sample.problems for sample in found.samples}
     assert told["size"] == (f"{masks}/size.png: has 6×8 pixels, expected 8×6 as its image",)
