@@ -113,7 +113,7 @@ def soup_loop(metric: Metric, batches: Sequence[tuple[Arrays, Arrays]]) -> Timed
     start, suppression_s, parts = time.perf_counter(), 0.0, []
     for outputs, targets in batches:
         before = time.perf_counter()
-        answers = metric.answers(outputs, targets)
+        answers = metric.task.answers(outputs, targets)
         suppression_s += time.perf_counter() - before
         parts.append(metric.per_sample(answers, targets))
     value = metric.reduce({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})

@@ -75,7 +75,7 @@ def logits_of(kitchen: Kitchen, sha: str, *, phase: Phase = "judging") -> np.nda
 def value_of_logits(kitchen: Kitchen, logits: np.ndarray) -> float:
     """The metric of these logits on val."""
     metric, targets = kitchen.metric, kitchen.val.targets
-    return metric.reduce(metric.per_sample(metric.answers({"logits": logits}, targets), targets))
+    return metric.reduce(metric.per_sample(metric.task.answers({"logits": logits}, targets), targets))
 
 
 def open_for(kitchen: Kitchen, wanted: Literal["auto", "torch", "onnxruntime"], *, plan: Plan) -> Backend:

@@ -159,7 +159,7 @@ def _flips(gate: FlipsGate, pair: _Pair) -> tuple[Check, ...]:
     if before is None or after is None:
         return (_open(pair.subject, "flips", f"the answers of the {pair.other.label} are not known"),)
     share, count = gate.max_share, gate.max_count
-    changed = pair.on.metric.moves(before, renamed_as(before, after)).changed
+    changed = pair.on.metric.task.moves(before, renamed_as(before, after)).changed
     return flips_gate(changed, pair.subject, max_share=share, max_count=count, groups=pair.on.groups)
 
 

@@ -97,7 +97,7 @@ def _evaluated(kitchen: Kitchen, count: int) -> tuple[int, float]:
 
     def evaluate() -> None:
         for _, inputs, targets in kitchen.val.batches(batch, order=range(count)):
-            kitchen.metric.per_sample(kitchen.metric.answers(predict(inputs), targets), targets)
+            kitchen.metric.per_sample(kitchen.metric.task.answers(predict(inputs), targets), targets)
 
     return sum(array.nbytes for array in outputs.values()) // batch, _timed(evaluate)[1] / count
 

@@ -43,7 +43,7 @@ class Evaluation:
     not_finite: int = 0  # samples seen with NaN or Inf in any output
     difficulty: np.ndarray | None = None  # float32[n_total], `Metric.difficulty`; 0 where not seen
     worst: float | None = None  # the worst value that was still within reach, where it stopped
-    answers: Arrays | None = None  # `Metric.answers`, first axis n_total, where they were asked for
+    answers: Arrays | None = None  # `Task.answers`, first axis n_total, where they were asked for
 
 
 @dataclass(slots=True)
@@ -177,7 +177,7 @@ def without_numbers(outputs: Arrays, targets: Arrays, metric: Metric, *, total: 
     """
     nothing = {name: np.full((total, *array.shape[1:]), np.nan, np.float32) for name, array in outputs.items()}
     hardest = np.full(total, np.inf, np.float32)
-    statistics = metric.per_sample(metric.answers(nothing, targets), targets)
+    statistics = metric.per_sample(metric.task.answers(nothing, targets), targets)
     return Evaluation(total, np.ones(total, bool), statistics, np.nan, None, None, total, hardest)
 
 
@@ -193,10 +193,11 @@ def _ask(
         outputs = predict(inputs)
         check_rows(outputs, len(indices))
         _mark(memory.seen, indices)
-        answers = metric.answers(outputs, targets)
+        answers = metric.task.answers(outputs, targets)
         statistics = metric.per_sample(answers, targets)
         _scatter(memory.per_sample, statistics, indices, total=len(memory.seen))
-        difficulty = np.where(_finite_rows(outputs, len(indices)), metric.difficulty(answers, targets), np.inf)
+        hardness = metric.difficulty(statistics, answers, targets)
+        difficulty = np.where(_finite_rows(outputs, len(indices)), hardness, np.inf)
         hard = {} if memory.difficulty is None else {"": memory.difficulty}
         _scatter(hard, {"": difficulty.astype(np.float32)}, indices, total=len(memory.seen))
         memory.difficulty = hard[""]

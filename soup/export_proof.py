@@ -18,16 +18,14 @@ from soup.files import finite, unlocated
 from soup.gates import Check, Subject
 from soup.judge import hop
 from soup.proof import (
-    OUTLIERS,
     TIMED,
     WITH_NMS,
     Artifact,
     Findings,
     as_fed,
-    boxes_check,
     fed,
     open_artifact,
-    outputs_check,
+    parity_check,
     place_of,
     proof_of,
     suppression_of,
@@ -135,7 +133,6 @@ def _prove(job: Job, runtime: Runtime, artifact: Artifact, before: Before, *, na
     place = place_of(runtime.info, device=job.options.device)
     subject = Subject(artifact.file, name, str(place))
     answers = answers_of(job, runtime, artifact.file)
-    reference, found = before.answers.outputs or {}, answers.outputs or {}
     golden = as_fed(source.golden_inputs, runtime.inputs)
     job.progress(f"timing {artifact.file}: {TIMED}", 0, 0)
     latency = findings.latency[artifact.file] = time_runtime(runtime, golden, artifact)
@@ -144,13 +141,10 @@ def _prove(job: Job, runtime: Runtime, artifact: Artifact, before: Before, *, na
         findings.latency[artifact.file + WITH_NMS] = time_runtime(runtime, golden, artifact, then=after)
     findings.values[artifact.file] = None if answers.value is None else finite(answers.value)
     findings.verified.append(proof_of(artifact, runtime.info, proved=("outputs", "metric", "latency")))
-    most = math.inf if limit is None else limit
-    if artifact.boxes:
-        moves = source.metric.moves(before.answers.answers or {}, answers.answers or {})
-        outputs = boxes_check(moves, subject, limit=most)
-    else:
-        outliers = OUTLIERS.get(source.config.task, 0.0)
-        outputs = outputs_check(reference, found, subject, limit=most, outliers=outliers)
+    outputs = parity_check(
+        before.answers, answers, source.metric.task, subject, boxes=artifact.boxes,
+        limit=math.inf if limit is None else limit,
+    )  # fmt: skip
     moved = outputs.measured or 0.0  # of what is no number there is no tolerance either; it fails as it is
     return Proved(
         artifact=replace(artifact, tolerance=max(artifact.tolerance, _MARGIN * moved)),

@@ -206,5 +206,5 @@ def record_precision(record: BuildRecord) -> str:
 
 def _golden_rows(split: Split, answers: Evaluation, metric: Metric, *, count: int | str) -> np.ndarray:
     wanted = len(split) if count == "all" else int(count)
-    margins = metric.margins(answers.answers or {}, answers.outputs or {})
+    margins = metric.task.margins(answers.answers or {}, answers.outputs or {})
     return choose_golden(split.targets.get("label", np.zeros(len(split), np.int64)), margins, count=wanted)

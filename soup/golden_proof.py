@@ -16,14 +16,12 @@ from soup.gate_sections import Against
 from soup.gates import Check, Place, Subject
 from soup.golden import GOLDEN, Golden, read_golden
 from soup.proof import (
-    OUTLIERS,
     TIMED,
     WITH_NMS,
     Artifact,
     Findings,
-    boxes_check,
     open_artifact,
-    outputs_check,
+    parity_check,
     place_of,
     proof_of,
     prove_latency,
@@ -96,8 +94,13 @@ def values_otherwise(by: Yardstick) -> dict[str, float | None]:
 
 
 def _answers(label: str, outputs: Arrays, by: Yardstick) -> Answers:
-    answers = by.metric.answers(outputs, by.golden.targets)
+    answers = by.metric.task.answers(outputs, by.golden.targets)
     return Answers(label, by.metric.per_sample(answers, by.golden.targets), outputs, answers=answers)
+
+
+def _said(outputs: Arrays, by: Yardstick, *, boxes: bool) -> Answers:
+    """Without the answers where outputs are compared as they are: on a device they take their time."""
+    return Answers("", outputs=outputs, answers=by.metric.task.answers(outputs, by.golden.targets) if boxes else None)
 
 
 def _outputs_checks(
@@ -108,12 +111,10 @@ def _outputs_checks(
         if (before := by.golden.outputs.get(reference)) is None:
             continue
         subject = Subject(artifact.file, f"{reference} at export → {artifact.label} here", where)
-        if artifact.boxes:
-            found = [by.metric.answers(one, by.golden.targets) for one in (before, answers)]
-            checks.append(boxes_check(by.metric.moves(*found), subject, limit=artifact.tolerance))
-        else:
-            outliers = OUTLIERS.get(by.facts.task, 0.0)
-            checks.append(outputs_check(before, answers, subject, limit=artifact.tolerance, outliers=outliers))
+        said = [_said(outputs, by, boxes=artifact.boxes) for outputs in (before, answers)]
+        checks.append(
+            parity_check(said[0], said[1], by.metric.task, subject, boxes=artifact.boxes, limit=artifact.tolerance)
+        )
     return checks
 
 

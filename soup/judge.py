@@ -15,7 +15,7 @@ from soup.gates import compare
 from soup.per_class import ByClass, Parts, Scores, class_name, worst_class
 from soup.search_records import ClassValue, difference_record
 from soup.statistics import RESAMPLES, Interval, drawn_counts, drawn_units, paired_bootstrap, paired_difference
-from soup.tasks import Metric, Moves
+from soup.tasks import Metric, Moves, by_class
 
 
 def paired(metric: Metric, after: Arrays, before: Arrays, *, groups: np.ndarray | None) -> Interval:
@@ -50,7 +50,7 @@ def hop(
     if before.outputs is not None and after.outputs is not None and _alike(before.outputs, after.outputs):
         differences = compare_outputs(before.outputs, renamed_as(before.outputs, after.outputs))
     if before.answers is not None and after.answers is not None:
-        moved = metric.moves(before.answers, renamed_as(before.answers, after.answers))
+        moved = metric.task.moves(before.answers, renamed_as(before.answers, after.answers))
     record = difference_record(interval, compare(interval, higher_is_better=metric.higher_is_better))
     scores = class_scores(
         metric, after.per_sample, before.per_sample, labels=labels, groups=groups, class_names=class_names
@@ -72,7 +72,7 @@ def class_scores(
     if labels is not None and _one_score(after):
         ((new,), (old,)) = after.values(), before.values()
         return Scores(new, old, labels, groups, class_names, metric.higher_is_better)
-    now, was, images = metric.by_class(after), metric.by_class(before), metric.class_images(after)
+    now, was, images = by_class(metric, after), by_class(metric, before), metric.class_images(after)
     if now is None or was is None or images is None:
         return None
     units = drawn_units(len(next(iter(after.values()))), groups)
@@ -90,7 +90,7 @@ def class_values(
     metric: Metric, after: Arrays, before: Arrays, names: Sequence[str] | None
 ) -> tuple[ClassValue, ...]:  # fmt: skip
     """The metric of each class alone, `before` as the best single's; nothing where it has no such parts."""
-    now, was, images = metric.by_class(after), metric.by_class(before), metric.class_images(after)
+    now, was, images = by_class(metric, after), by_class(metric, before), metric.class_images(after)
     if now is None or was is None or images is None:
         return ()
     return tuple(

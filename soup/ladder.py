@@ -161,7 +161,7 @@ def _raised(job: Job, forge: Forge, reference: Proved, variant: Variant) -> Rais
     """Look for the layers to keep higher, on a sample of val and then on all of it."""
     layers = {one.name: one.macs or 0 for one in forge.layers}
     answers, outputs = reference.answers.answers or {}, reference.answers.outputs or {}
-    margins = job.source.metric.margins(answers, outputs)[: len(next(iter(outputs.values())))]
+    margins = job.source.metric.task.margins(answers, outputs)[: len(next(iter(outputs.values())))]
     rows = np.sort(np.argsort(margins, kind="stable")[:SENSITIVITY_SAMPLES])
     problem = Problem(
         macs={name: macs for name, macs in layers.items() if name not in variant.kept},
@@ -182,7 +182,7 @@ def _loss(job: Job, reference: Proved, rows: np.ndarray, graph: bytes) -> Loss:
     with OnnxRuntime(graph, where="a trial graph", batch=reference.artifact.batch) as runtime:
         outputs = fed(runtime)({"input": source.val.inputs(rows)})
     targets = {name: array[rows] for name, array in source.val.targets.items()}
-    value = source.metric.reduce(source.metric.per_sample(source.metric.answers(outputs, targets), targets))
+    value = source.metric.reduce(source.metric.per_sample(source.metric.task.answers(outputs, targets), targets))
     drop = _drop(job, value_on(reference.answers, chosen, source.metric), value)
     return Loss(drop, _mean_square(job, reference, rows, outputs))
 

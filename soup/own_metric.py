@@ -14,7 +14,7 @@ from soup import SoupError
 from soup.callables import call, resolve
 from soup.metric_names import OWN_METRIC
 from soup.statistics import resampled_by_rows
-from soup.tasks import Metric, Moves, Settings, metric_named
+from soup.tasks import Metric, Settings, Task, metric_named
 from soup.tasks.resamples import means
 
 
@@ -46,9 +46,10 @@ class OwnMetric:
     higher_is_better: bool
     unit: str
 
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The task's."""
-        return self.base.answers(outputs, targets)
+    @property
+    def task(self) -> Task:
+        """The base's."""
+        return self.base.task
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """What the function gives. Raises SoupError unless it is one row for each sample."""
@@ -78,9 +79,6 @@ class OwnMetric:
             return resampled_by_rows(self.reduce, statistics, counts)
         return means(next(iter(statistics.values())), counts)
 
-    def by_class(self, statistics: Arrays) -> None:
-        """It has no such parts."""
-
     def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
         """It has no such parts."""
 
@@ -97,17 +95,9 @@ class OwnMetric:
     def worst_bound(self, statistics: Arrays, seen: np.ndarray) -> None:
         """Nobody knows what a sample can cost."""
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """The task's."""
-        return self.base.difficulty(answers, targets)
+        return self.base.difficulty(self.base.per_sample(answers, targets), answers, targets)
 
     def unsettled(self, outputs: Arrays, error: float) -> None:
         """Any error may change it."""
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """The task's."""
-        return self.base.margins(answers, outputs)
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """The task's."""
-        return self.base.moves(before, after)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -24,12 +24,11 @@ from exporters.runtimes import Arrays, Predict, Runtime, RuntimeInfo, TensorInfo
 from soup.attempts import Attempt
 from soup.build_folder import Hop
 from soup.gates import Check, Place, Quantile, State, Subject, latency_gate, outputs_gate, verdict_of
-from soup.tasks import Metric, Moves
+from soup.tasks import Metric, Moves, Task
 
 TIMING = Timing()  # 500 calls can bear a p99 (459 are needed); slow models stop by time
 _TURNS = Turns(blocks=40, max_seconds=15.0)
 BOXES_TOLERANCE = 0.01  # near ties of scores and overlaps fall the other way, by rounding alone
-OUTLIERS = {"detection": 1e-4}  # by task, the share of output values that a decision in the graph may turn (peaks)
 WITH_NMS = " + NMS"  # behind a file's name: its time with what follows in numpy
 TIMED = f"{TIMING.iterations} calls or {TIMING.max_seconds:.0f} s"
 
@@ -57,6 +56,18 @@ class Artifact:
     def timed_batch(self) -> int:
         """Samples per call when its latency is measured: the static batch, or `opt`."""
         return self.batch if isinstance(self.batch, int) else self.batch[1]
+
+
+class Said(Protocol):
+    """What a model gave for the same samples as another."""
+
+    @property
+    def outputs(self) -> Arrays | None:
+        """All that it returned."""
+
+    @property
+    def answers(self) -> Arrays | None:
+        """What they say, as its task has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,23 +165,32 @@ def fed(runtime: Runtime) -> Predict:
     return lambda inputs: runtime(as_fed(inputs, runtime.inputs))
 
 
+def parity_check(
+    before: Said, after: Said, task: Task, subject: Subject, *, boxes: bool, limit: float
+) -> Check:  # fmt: skip
+    """The `outputs_check` of two models; where a graph ends in `boxes` that NMS left, their `boxes_check`."""
+    if boxes:
+        return boxes_check(task.moves(before.answers or {}, after.answers or {}), subject, limit=limit)
+    return outputs_check(before.outputs or {}, after.outputs or {}, subject, limit=limit, turned=task.turned)
+
+
 def outputs_check(
-    reference: Arrays, answers: Arrays, subject: Subject, *, limit: float = FP32_TOLERANCE, outliers: float = 0.0
+    reference: Arrays, outputs: Arrays, subject: Subject, *, limit: float = FP32_TOLERANCE, turned: float = 0.0
 ) -> Check:
     """The largest difference of any output, as a share of max(1, the reference's largest magnitude); NaN fails.
 
-    Outputs are compared by position: an export may rename them, never reorder them. A share of `outliers` of an
-    output's values may differ by more: a graph that decides (is this a peak?) turns a near tie by rounding alone.
+    Outputs are compared by position: an export may rename them, never reorder them. A share `turned` of an output's
+    values may differ by more: a graph that decides (is this a peak?) turns a near tie by rounding alone.
     """
-    renamed = dict(zip(reference, answers.values(), strict=True))
+    renamed = dict(zip(reference, outputs.values(), strict=True))
     differences = compare_outputs(reference, renamed)
     shares = [one.max_abs / max(1.0, one.scale) if one.finite else math.nan for one in differences]
     worst = math.nan if any(map(math.isnan, shares)) else max(shares)
-    if outliers and worst > limit:
+    if turned and worst > limit:
         pairs = zip(differences, reference.values(), renamed.values(), strict=True)
-        kept = max(quantile_abs(a, b, 1 - outliers) / max(1.0, one.scale) for one, a, b in pairs)
+        kept = max(quantile_abs(a, b, 1 - turned) / max(1.0, one.scale) for one, a, b in pairs)
         check = outputs_gate(kept, subject, limit=limit)
-        told = f"{check.message} but for {outliers:.2%} of the values, whose largest is {worst:.2e}"
+        told = f"{check.message} but for {turned:.2%} of the values, whose largest is {worst:.2e}"
         return replace(check, message=told)
     return outputs_gate(worst, subject, limit=limit)
 
@@ -229,7 +249,7 @@ def suppression_of(metric: Metric, targets: Arrays, artifact: Artifact) -> Calla
     """What is left to do after a detector whose NMS is not inside: boxes thinned out in numpy, for each timed call."""
     rows = np.arange(artifact.timed_batch) % len(next(iter(targets.values())))
     first = {name: array[rows] for name, array in targets.items()}
-    return lambda outputs: metric.answers(outputs, first)
+    return lambda outputs: metric.task.answers(outputs, first)
 
 
 def time_in_turns(runtime: Runtime, other: Runtime, inputs: Arrays, artifact: Artifact) -> Pair:

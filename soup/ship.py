@@ -30,7 +30,7 @@ from soup.golden import GOLDEN, Golden, write_golden
 from soup.ladder import Rung, climb, shipped_graph
 from soup.manifest import seal, strangers
 from soup.pipeline import int8_rules
-from soup.proof import BOXES_TOLERANCE, OUTLIERS, Artifact, Findings, boxes_check, outputs_check, place_of
+from soup.proof import BOXES_TOLERANCE, Artifact, Findings, parity_check, place_of
 from soup.release_facts import Previous, as_json
 from soup.release_report import Heading, write_reports
 from soup.ship_facts import ONNX, release_facts
@@ -149,14 +149,11 @@ def _trial_hop(job: Job, graph: bytes, before: Before, label: str) -> Before:
         answers, where = answers_of(job, runtime, f"the graph ({label})"), str(place_of(runtime.info))
     subject = Subject(f"graph ({label})", f"{before.label} → {label}", where)
     job.findings.hops.append(step(job, subject.hop, before.answers, answers, where=where))
-    outliers = OUTLIERS.get(job.source.config.task, 0.0)
-    if job.source.finds_boxes:
-        moves = job.source.metric.moves(before.answers.answers or {}, answers.answers or {})
-        job.findings.checks.append(boxes_check(moves, subject, limit=BOXES_TOLERANCE))
-    else:
-        job.findings.checks.append(
-            outputs_check(before.answers.outputs or {}, answers.outputs or {}, subject, outliers=outliers)
-        )
+    boxes = job.source.finds_boxes
+    limit = BOXES_TOLERANCE if boxes else FP32_TOLERANCE
+    job.findings.checks.append(
+        parity_check(before.answers, answers, job.source.metric.task, subject, boxes=boxes, limit=limit)
+    )
     return Before(label, answers)
 
 

@@ -71,13 +71,13 @@ def _boxes(
     statistics: list[dict[str, np.ndarray]] = []
     for _, inputs, targets in kitchen.val.batches(kitchen.batch):
         (image,) = inputs.values()
-        parts = [kitchen.metric.answers(predict(inputs), targets)]
+        parts = [kitchen.metric.task.answers(predict(inputs), targets)]
         for view in views:
             seen = seen_as(image, view)
             boxes, *rest = predict({"input": seen}).values()
             boxes = boxes_back(boxes, view, shape=image.shape[2:], seen=seen.shape[2:])
             named = {str(at): array for at, array in enumerate((boxes, *rest))}
-            parts.append(kitchen.metric.answers(named, targets))
+            parts.append(kitchen.metric.task.answers(named, targets))
         merged = fuse_answers(
             parts, mode="weighted", iou=iou, min_votes=None, score=0.0, weights=None, max_detections=most
         )

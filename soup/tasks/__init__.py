@@ -13,6 +13,7 @@ from pydantic import JsonValue
 from exporters.runtimes import Arrays
 from soup import SoupError
 from soup.metric_names import OWN_METRIC, names_of
+from soup.tasks.resamples import once
 
 Settings = Mapping[str, JsonValue]  # how outputs are decoded and scored: `soup.task_settings`, and in a manifest
 
@@ -26,6 +27,23 @@ class Moves:
     text: str  # the figures as one sentence, for reports
 
 
+class Task(Protocol):
+    """What the outputs of its networks say, whichever metric then scores it."""
+
+    @property
+    def turned(self) -> float:
+        """The share of output values that a decision inside of the graph (is this a peak?) may turn by rounding."""
+
+    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
+        """What a model's outputs say, compact: class scores, the boxes that are left, a class per pixel."""
+
+    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
+        """float64 [n]: how far each sample is from another answer; where it is little, a small error shows first."""
+
+    def moves(self, before: Arrays, after: Arrays) -> Moves:
+        """What changed between two models' answers to the same samples."""
+
+
 class Metric(Protocol):
     """An additive statistic per sample and a reader of it, so that batches, devices and machines all agree."""
 
@@ -34,15 +52,16 @@ class Metric(Protocol):
         """As written in val.yaml."""
 
     @property
+    def task(self) -> Task:
+        """Whose answers it scores."""
+
+    @property
     def higher_is_better(self) -> bool:
         """False for losses."""
 
     @property
     def unit(self) -> str:
         """How a report prints it: "%" (a fraction shown as percent) or "" (as it is)."""
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """What a model's outputs say, compact: class scores, the boxes that are left, a class per pixel."""
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """Statistics of each sample of a batch; every array's first axis is the sample, the others are fixed."""
@@ -53,14 +72,11 @@ class Metric(Protocol):
     def resampled(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
         """float64 [B]: the metric with sample i counted counts[b, i] times (int [B, n])."""
 
-    def by_class(self, statistics: Arrays) -> np.ndarray | None:
-        """float64 [classes]: the metric of each class alone, NaN without truth; None where it has no such parts."""
-
     def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray | None:
-        """float64 [B, classes]: `by_class` with sample i counted counts[b, i] times."""
+        """float64 [B, classes]: the metric of each class alone, NaN without truth; None where it has no such parts."""
 
     def class_images(self, statistics: Arrays) -> np.ndarray | None:
-        """int64 [classes]: samples that hold something of each class; None as `by_class`."""
+        """int64 [classes]: samples that hold something of each class; None as `resampled_by_class`."""
 
     def known(self, targets: Arrays) -> dict[str, np.ndarray]:
         """The statistics that targets alone decide, of all samples: what `upper_bound` may read of unseen ones."""
@@ -71,20 +87,14 @@ class Metric(Protocol):
     def worst_bound(self, statistics: Arrays, seen: np.ndarray) -> float | None:
         """The worst value in reach when only `seen` is known; None where there is no such bound."""
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
-        """float32 [n]: higher for samples that another model is likelier to lose, too."""
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
+        """float32 [n]: higher for samples that another model is likelier to lose, too; of what `per_sample` gave."""
 
     def unsettled(self, outputs: Arrays, error: float) -> np.ndarray | None:
         """bool [n]: samples whose statistic could be another if each output were off by up to `error`.
 
         None where any error changes the statistic itself, as it does a loss.
         """
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """float64 [n]: how far each sample is from another answer; where it is little, a small error shows first."""
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """What changed between two models' answers to the same samples."""
 
 
 def metric_named(task: str, name: str, settings: Settings | None = None) -> Metric:
@@ -100,6 +110,12 @@ def metric_named(task: str, name: str, settings: Settings | None = None) -> Metr
     if task not in by_task.METRIC_OF:
         raise SoupError(f"task: '{task}' is not known, expected {' or '.join(by_task.METRIC_OF)}.")
     return by_task.METRIC_OF[task](name, settings)
+
+
+def by_class(metric: Metric, statistics: Arrays) -> np.ndarray | None:
+    """float64 [classes]: the metric of each class alone, NaN without truth; None where it has no such parts."""
+    found = metric.resampled_by_class(statistics, once(len(next(iter(statistics.values())))))
+    return None if found is None else found[0]
 
 
 def chosen(metrics: Mapping[str, Metric], name: str, *, task: str) -> Metric:

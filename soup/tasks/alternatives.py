@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from exporters.runtimes import Arrays
 from soup.tasks import Metric
+from soup.tasks.detection import Boxes
 from soup.tasks.suppression import Suppression, detections
 
 
@@ -26,7 +27,7 @@ def alternatives(rules: Suppression) -> Mapping[str, Suppression]:
 
 def answers_by(metric: Metric, outputs: Arrays, targets: Arrays) -> dict[str, Arrays]:
     """The answers of each alternative; none where the boxes were thinned out in the graph, or are no boxes at all."""
-    rules = getattr(metric, "rules", None)
-    if not isinstance(rules, Suppression) or len(outputs) > 2:
+    if not isinstance(metric.task, Boxes) or len(outputs) > 2:
         return {}
-    return {label: detections(outputs, targets, one) for label, one in alternatives(rules).items()}
+    found = alternatives(metric.task.rules)
+    return {label: detections(outputs, targets, one) for label, one in found.items()}

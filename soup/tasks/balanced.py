@@ -13,13 +13,12 @@ import numpy as np
 
 from exporters.runtimes import Arrays
 from soup import SoupError
-from soup.tasks import Moves
+from soup.tasks import Task
 from soup.tasks.classification import (
+    CLASSES,
     NO_CLASS,
-    class_moves,
     labels_of,
     logits,
-    margins,
     margins_of_labels,
     predictions,
     unsettled_ranks,
@@ -38,12 +37,9 @@ class Recall:
     name: str
     classes: int | None = None
     weights: tuple[float, ...] | None = None
+    task: Task = CLASSES
     higher_is_better: bool = True
     unit: str = "%"
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"right": bool [n], "label": int64 [n]}. Raises SoupError where a label has no logit, or no weight."""
@@ -65,11 +61,6 @@ class Recall:
         labels = statistics["label"]
         size = self._size(statistics)
         return ratio(sums_by(labels, counts, size, statistics["right"]), sums_by(labels, counts, size))
-
-    def by_class(self, statistics: Arrays) -> np.ndarray:
-        """float64 [classes]: the recall of each."""
-        recalls: np.ndarray = self.resampled_by_class(statistics, once(len(statistics["label"])))[0]
-        return recalls
 
     def class_images(self, statistics: Arrays) -> np.ndarray:
         """int64 [classes]: images of each."""
@@ -93,21 +84,13 @@ class Recall:
         """The value if every unseen image were wrong."""
         return self.reduce({**statistics, "right": statistics["right"] & seen})
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """By how much the best other class beats the image's own; below zero where the image is right."""
         return -margins_of_labels(answers, targets)
 
     def unsettled(self, outputs: Arrays, error: float) -> np.ndarray:
         """Where the first class could be another."""
         return unsettled_ranks(outputs, 1, error=error)
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """The highest logit less the second."""
-        return margins(answers)
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """Images of another class."""
-        return class_moves(before, after)
 
     def _size(self, statistics: Arrays) -> int:
         return len(self.weights) if self.weights is not None else _classes(statistics["label"], self.classes)
@@ -122,12 +105,9 @@ class F1:
 
     name: str = "f1"
     classes: int | None = None
+    task: Task = CLASSES
     higher_is_better: bool = True
     unit: str = "%"
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"predicted": int64 [n], -1 for none, "label": int64 [n]}. Raises SoupError where a label has no logit."""
@@ -148,11 +128,6 @@ class F1:
         hits, images, predicted = self._counted(statistics, counts)
         scores = np.where(images > 0, ratio(2 * hits, images + predicted), np.nan)
         return scores[:, : self._size(statistics)]  # as many of every model, whatever it predicts
-
-    def by_class(self, statistics: Arrays) -> np.ndarray:
-        """float64 [classes]: the F1 of each; NaN where it has no image."""
-        scores: np.ndarray = self.resampled_by_class(statistics, once(len(statistics["label"])))[0]
-        return scores
 
     def class_images(self, statistics: Arrays) -> np.ndarray:
         """int64 [classes]: images of each."""
@@ -179,21 +154,13 @@ class F1:
         most = named if self.classes is None else min(named, max(self.classes, hits.shape[1]))
         return max(0.0, float(np.nansum(scores)) / most - ROUNDING)
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """By how much the best other class beats the image's own; below zero where the image is right."""
         return -margins_of_labels(answers, targets)
 
     def unsettled(self, outputs: Arrays, error: float) -> np.ndarray:
         """Where the first class could be another."""
         return unsettled_ranks(outputs, 1, error=error)
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """The highest logit less the second."""
-        return margins(answers)
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """Images of another class."""
-        return class_moves(before, after)
 
     def _size(self, statistics: Arrays) -> int:
         return _classes(statistics["label"], self.classes)

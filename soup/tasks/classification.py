@@ -14,10 +14,35 @@ import numpy as np
 
 from exporters.runtimes import Arrays
 from soup import SoupError
-from soup.tasks import Metric, Moves
+from soup.tasks import Metric, Moves, Task
 from soup.tasks.resamples import means
 
 NO_CLASS = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """What logits say of images with one class each."""
+
+    turned: float = 0.0
+
+    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
+        """The outputs."""
+        return outputs
+
+    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
+        """The highest logit less the second."""
+        return margins(answers)
+
+    def moves(self, before: Arrays, after: Arrays) -> Moves:
+        """The `flips` between two models' outputs, their number and share."""
+        changed = flips(before, after)
+        count, total = int(changed.sum()), len(changed)
+        figures = {"flips": float(count), "flipped_share": count / total if total else 0.0}
+        return Moves(changed, figures, f"{count:,} of {total:,} images changed class")
+
+
+CLASSES = Classes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +51,9 @@ class TopK:
 
     name: str
     k: int
+    task: Task = CLASSES
     higher_is_better: bool = True
     unit: str = "%"
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"correct": bool [n]}. Raises SoupError where a label has no logit."""
@@ -51,14 +73,11 @@ class TopK:
         """Exactly `reduce` of the repeated images."""
         return means(statistics["correct"], counts)
 
-    def by_class(self, statistics: Arrays) -> None:
+    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
         """Labels are no statistic here: `soup.per_class` takes them from the targets."""
 
-    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
-        """As `by_class`."""
-
     def class_images(self, statistics: Arrays) -> None:
-        """As `by_class`."""
+        """As `resampled_by_class`."""
 
     def known(self, targets: Arrays) -> dict[str, np.ndarray]:
         """Nothing is known of an image that was not asked."""
@@ -72,7 +91,7 @@ class TopK:
         """The value if every unseen image were wrong."""
         return self.reduce({"correct": statistics["correct"] & seen})
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """By how much the best other class beats the image's own; below zero where the image is right."""
         return -margins_of_labels(answers, targets)
 
@@ -80,26 +99,15 @@ class TopK:
         """As `unsettled_ranks`."""
         return unsettled_ranks(outputs, self.k, error=error)
 
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """The highest logit less the second."""
-        return margins(answers)
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """Images of another class."""
-        return class_moves(before, after)
-
 
 @dataclass(frozen=True, slots=True)
 class CrossEntropy:
     """The mean of -log softmax(logits)[label], in nats."""
 
     name: str = "cross_entropy"
+    task: Task = CLASSES
     higher_is_better: bool = False
     unit: str = ""
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"loss": float64 [n]}, NaN where the logits are not finite. Raises SoupError where a label has no logit."""
@@ -120,14 +128,11 @@ class CrossEntropy:
         """The mean loss of each resample."""
         return means(statistics["loss"], counts)
 
-    def by_class(self, statistics: Arrays) -> None:
+    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
         """As for `TopK`."""
 
-    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
-        """As `by_class`."""
-
     def class_images(self, statistics: Arrays) -> None:
-        """As `by_class`."""
+        """As for `TopK`."""
 
     def known(self, targets: Arrays) -> dict[str, np.ndarray]:
         """Nothing is known of an image that was not asked."""
@@ -141,21 +146,13 @@ class CrossEntropy:
         """A single image may cost any amount."""
         return self.reduce(statistics) if seen.all() else None
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """The loss itself."""
-        loss: np.ndarray = self.per_sample(answers, targets)["loss"].astype(np.float32)
+        loss: np.ndarray = statistics["loss"].astype(np.float32)
         return loss
 
     def unsettled(self, outputs: Arrays, error: float) -> None:
         """Every error of a logit is one of the loss."""
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """The highest logit less the second."""
-        return margins(answers)
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """Images of another class."""
-        return class_moves(before, after)
 
 
 METRICS: Mapping[str, Metric] = {one.name: one for one in (TopK("accuracy", k=1), TopK("top5", k=5), CrossEntropy())}
@@ -219,14 +216,6 @@ def flips(reference: Arrays, outputs: Arrays) -> np.ndarray:
     before, after = predictions(reference), predictions(outputs)
     flipped: np.ndarray = (before != after) | (before == NO_CLASS)
     return flipped
-
-
-def class_moves(before: Arrays, after: Arrays) -> Moves:
-    """The `flips` between two models' outputs, their number and share."""
-    changed = flips(before, after)
-    count, total = int(changed.sum()), len(changed)
-    figures = {"flips": float(count), "flipped_share": count / total if total else 0.0}
-    return Moves(changed, figures, f"{count:,} of {total:,} images changed class")
 
 
 def margins(outputs: Arrays) -> np.ndarray:

@@ -25,6 +25,30 @@ _COCO = tuple(np.linspace(0.5, 0.95, 10).tolist())
 
 
 @dataclass(frozen=True, slots=True)
+class Boxes:
+    """What a detector's outputs say, thinned out by `rules`."""
+
+    rules: Suppression
+    turned: float = 1e-4
+
+    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
+        """{"boxes" [n, D, 4], "scores" [n, D], "labels" [n, D]}, D as the rules' `max_detections`."""
+        return detections(outputs, targets, self.rules)
+
+    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
+        """The smallest change of one score that drops, adds or reorders a detection; infinite where none does.
+
+        That is the least of each detection's score above `rules.score`, its lead over the next of its class, and,
+        where nothing was detected, what the highest score of the outputs lacks.
+        """
+        return score_margins(answers, outputs, self.rules.score)
+
+    def moves(self, before: Arrays, after: Arrays) -> Moves:
+        """Boxes lost, new and moved; see `soup.tasks.box_moves`."""
+        return box_moves(before, after)
+
+
+@dataclass(frozen=True, slots=True)
 class AveragePrecision:
     """The mean over classes, and over IoU `thresholds`, of average precision; classes without truth are left out.
 
@@ -32,7 +56,7 @@ class AveragePrecision:
     """
 
     name: str
-    rules: Suppression
+    task: Boxes
     classes: int
     match: Literal["coco", "voc"] = "coco"
     thresholds: tuple[float, ...] = _COCO
@@ -40,10 +64,6 @@ class AveragePrecision:
     reading: Reading = "101 points"
     higher_is_better: bool = True
     unit: str = "%"
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """{"boxes" [n, D, 4], "scores" [n, D], "labels" [n, D]}, D as the rules' `max_detections`."""
-        return detections(outputs, targets, self.rules)
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """`score`, `label`, `matched` and `ignored` [n, D] (bit t: at threshold t), `positives` [n, classes].
@@ -76,11 +96,6 @@ class AveragePrecision:
         """float64 [B, classes]: the AP of each class on each resample, NaN where its truth was not drawn."""
         return average_precisions(statistics, counts, thresholds=len(self.thresholds), reading=self.reading)
 
-    def by_class(self, statistics: Arrays) -> np.ndarray:
-        """float64 [classes]: the AP of each class."""
-        precisions: np.ndarray = self.resampled_by_class(statistics, once(len(statistics["label"])))[0]
-        return precisions
-
     def class_images(self, statistics: Arrays) -> np.ndarray:
         """int64 [classes]: images with truth of each that counts."""
         images: np.ndarray = (statistics["positives"] > 0).sum(axis=0)
@@ -109,9 +124,8 @@ class AveragePrecision:
         nothing = np.zeros(self.classes, np.int64)
         return self._with_unseen(statistics, seen, found=nothing, added=nothing + alarms) - ROUNDING * (not seen.all())
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """Missed truth, and false alarms weighted by their scores, both as means over the thresholds."""
-        statistics = self.per_sample(answers, targets)
         bits = np.arange(len(self.thresholds))
         matched, ignored = (statistics[key][..., None] >> bits & 1 for key in ("matched", "ignored"))
         detected = (statistics["label"] >= 0)[..., None] & (ignored == 0)
@@ -121,18 +135,6 @@ class AveragePrecision:
 
     def unsettled(self, outputs: Arrays, error: float) -> None:
         """Any error moves a box."""
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """The smallest change of one score that drops, adds or reorders a detection; infinite where none does.
-
-        That is the least of each detection's score above `rules.score`, its lead over the next of its class, and,
-        where nothing was detected, what the highest score of the outputs lacks.
-        """
-        return score_margins(answers, outputs, self.rules.score)
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """Boxes lost, new and moved; see `soup.tasks.box_moves`."""
-        return box_moves(before, after)
 
     def _counted(self, answers: Arrays) -> Arrays:
         return limited(answers) if self.match == "coco" else answers
@@ -167,22 +169,22 @@ class AveragePrecision:
 
 def metrics(rules: Suppression, classes: int) -> Mapping[str, Metric]:
     """The metrics of a detector of so many classes, by the names of val.yaml."""
-    half, seventy_five = (0.5,), (0.75,)
+    task, half, seventy_five = Boxes(rules), (0.5,), (0.75,)
     every = (
-        AveragePrecision("map", rules, classes),
-        AveragePrecision("map50", rules, classes, thresholds=half),
-        AveragePrecision("map75", rules, classes, thresholds=seventy_five),
-        AveragePrecision("map_small", rules, classes, area=(0.0, 32.0**2)),
-        AveragePrecision("map_medium", rules, classes, area=(32.0**2, 96.0**2)),
-        AveragePrecision("map_large", rules, classes, area=(96.0**2, 1e10)),
-        AveragePrecision("voc_map", rules, classes, match="voc", thresholds=half, reading="area"),
-        AveragePrecision("voc_map07", rules, classes, match="voc", thresholds=half, reading="11 points"),
+        AveragePrecision("map", task, classes),
+        AveragePrecision("map50", task, classes, thresholds=half),
+        AveragePrecision("map75", task, classes, thresholds=seventy_five),
+        AveragePrecision("map_small", task, classes, area=(0.0, 32.0**2)),
+        AveragePrecision("map_medium", task, classes, area=(32.0**2, 96.0**2)),
+        AveragePrecision("map_large", task, classes, area=(96.0**2, 1e10)),
+        AveragePrecision("voc_map", task, classes, match="voc", thresholds=half, reading="area"),
+        AveragePrecision("voc_map07", task, classes, match="voc", thresholds=half, reading="11 points"),
     )
     return {metric.name: metric for metric in every}
 
 
 def score_margins(answers: Arrays, outputs: Arrays, threshold: float) -> np.ndarray:
-    """float64 [n]: `AveragePrecision.margins` for detections above the threshold."""
+    """float64 [n]: `Boxes.margins` for detections above the threshold."""
     labels, scores = answers["labels"], answers["scores"].astype(np.float64)
     margins = np.where(labels >= 0, scores - threshold, np.inf).min(axis=1, initial=np.inf)
     image, detection = np.nonzero(labels >= 0)

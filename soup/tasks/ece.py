@@ -8,8 +8,8 @@ import numpy as np
 
 from exporters.runtimes import Arrays
 from soup import SoupError
-from soup.tasks import Moves
-from soup.tasks.classification import class_moves, labels_of, logits, margins, predictions
+from soup.tasks import Task
+from soup.tasks.classification import CLASSES, labels_of, logits, predictions
 from soup.tasks.resamples import ROUNDING, once, ratio, sums_by
 
 _MOST_BINS = 1000
@@ -27,12 +27,9 @@ class CalibrationError:
 
     bins: int = 15
     name: str = "ece"
+    task: Task = CLASSES
     higher_is_better: bool = False
     unit: str = "%"
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"confidence": float64 [n], NaN where the logits are not finite, "right": bool [n]}.
@@ -56,14 +53,11 @@ class CalibrationError:
         error = ratio(np.abs(self._gaps(statistics, counts)).sum(axis=1), counts.sum(axis=1))
         return np.where(lost, np.nan, error)
 
-    def by_class(self, statistics: Arrays) -> None:
-        """Labels are no statistic here."""
-
     def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
-        """As `by_class`."""
+        """As for `TopK`."""
 
     def class_images(self, statistics: Arrays) -> None:
-        """As `by_class`."""
+        """As for `TopK`."""
 
     def known(self, targets: Arrays) -> dict[str, np.ndarray]:
         """Nothing is known of an image that was not asked."""
@@ -95,22 +89,13 @@ class CalibrationError:
         worst = float(np.abs(gaps).sum() + (~seen).sum()) / len(seen)
         return self._bound(statistics, seen, worst + ROUNDING)
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """The confidence of a wrong image, that of a right one less 1; 0 where it is no number."""
-        statistics = self.per_sample(answers, targets)
         hard: np.ndarray = np.nan_to_num(statistics["confidence"] - statistics["right"]).astype(np.float32)
         return hard
 
     def unsettled(self, outputs: Arrays, error: float) -> None:
         """Every error of a logit is one of the confidence."""
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """The highest logit less the second."""
-        return margins(answers)
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """Images of another class."""
-        return class_moves(before, after)
 
     def _gaps(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
         """float64 [B, bins]: right images less the sum of confidences in each bin; confidences of NaN are left out."""

@@ -6,6 +6,7 @@ A label is predicted where its logit is above `cut`, the threshold's own; a logi
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,9 +16,36 @@ from soup.tasks import Moves
 from soup.tasks.classification import logits
 
 
-def cut(threshold: float) -> float:
-    """The logit whose sigmoid is the threshold."""
-    return math.log(threshold) - math.log1p(-threshold)
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What logits say of images with any number of labels each."""
+
+    threshold: float = 0.5
+    turned: float = 0.0
+
+    @property
+    def cut(self) -> float:
+        """The logit whose sigmoid is the threshold."""
+        return math.log(self.threshold) - math.log1p(-self.threshold)
+
+    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
+        """The outputs."""
+        return outputs
+
+    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
+        """As `nearest`."""
+        return nearest(answers, self.cut)
+
+    def moves(self, before: Arrays, after: Arrays) -> Moves:
+        """Labels that one of two models predicts and the other does not, or that either has NaN for."""
+        lost = np.isnan(logits(before)) | np.isnan(logits(after))
+        moved = (predicted_labels(before, self.cut) != predicted_labels(after, self.cut)) | lost
+        changed, labels = moved.any(axis=1), int(moved.sum())
+        images = int(changed.sum())
+        share = images / len(changed) if len(changed) else 0.0
+        figures = {"flips": float(images), "flipped_share": share, "labels": float(labels)}
+        text = f"{images:,} of {len(changed):,} images, {labels:,} of {moved.size:,} labels changed"
+        return Moves(changed, figures, text)
 
 
 def truth_of(targets: Arrays, scores: np.ndarray) -> np.ndarray:
@@ -49,15 +77,3 @@ def hardness(outputs: Arrays, targets: Arrays, cut: float) -> np.ndarray:
     wrong = np.where(truth_of(targets, scores), cut - scores, scores - cut).max(axis=1)
     hard: np.ndarray = np.where(np.isfinite(wrong), wrong, 0.0).astype(np.float32)
     return hard
-
-
-def label_moves(before: Arrays, after: Arrays, cut: float) -> Moves:
-    """Labels that one of two models predicts and the other does not, or that either has NaN for."""
-    lost = np.isnan(logits(before)) | np.isnan(logits(after))
-    moved = (predicted_labels(before, cut) != predicted_labels(after, cut)) | lost
-    changed, labels = moved.any(axis=1), int(moved.sum())
-    images = int(changed.sum())
-    share = images / len(changed) if len(changed) else 0.0
-    figures = {"flips": float(images), "flipped_share": share, "labels": float(labels)}
-    text = f"{images:,} of {len(changed):,} images, {labels:,} of {moved.size:,} labels changed"
-    return Moves(changed, figures, text)

@@ -14,10 +14,10 @@ import numpy as np
 
 from exporters.runtimes import Arrays
 from soup import SoupError
-from soup.tasks import Metric, Moves
+from soup.tasks import Metric
 from soup.tasks.classification import logits
 from soup.tasks.label_precision import extreme_scores, label_precisions
-from soup.tasks.labels import cut, hardness, label_moves, nearest, predicted_labels, truth_of
+from soup.tasks.labels import Labels, hardness, nearest, predicted_labels, truth_of
 from soup.tasks.resamples import ROUNDING, mean_of_classes, means, once, ratio, sums
 
 
@@ -28,14 +28,10 @@ class MeanAveragePrecision:
     Of the logits: they rank as their sigmoids do, without the ties of sigmoids that round to 1. NaN where one is NaN.
     """
 
-    threshold: float = 0.5  # of `margins` and `moves`; the metric has none
+    task: Labels
     name: str = "map"
     higher_is_better: bool = True
     unit: str = "%"
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"scores": float32 [n, C], "truth": bool [n, C]}. Raises SoupError where labels and logits differ in C."""
@@ -58,11 +54,6 @@ class MeanAveragePrecision:
         precisions = label_precisions(np.where(np.isnan(scores), -np.inf, scores), truth, counts)
         return np.where(lost, np.nan, precisions)
 
-    def by_class(self, statistics: Arrays) -> np.ndarray:
-        """float64 [C]: the average precision of each."""
-        precisions: np.ndarray = self.resampled_by_class(statistics, once(len(statistics["truth"])))[0]
-        return precisions
-
     def class_images(self, statistics: Arrays) -> np.ndarray:
         """int64 [C]: images that have each label."""
         images: np.ndarray = statistics["truth"].sum(axis=0)
@@ -80,20 +71,12 @@ class MeanAveragePrecision:
         """The value if unseen images ranked last, one after the other, where they have the label, else first."""
         return self._with(statistics, seen, best=False) - ROUNDING
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """As `hardness`."""
-        return hardness(answers, targets, cut(self.threshold))
+        return hardness(answers, targets, self.task.cut)
 
     def unsettled(self, outputs: Arrays, error: float) -> None:
         """Every error of a logit may change a rank."""
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """As `nearest`."""
-        return nearest(answers, cut(self.threshold))
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """As `label_moves`."""
-        return label_moves(before, after, cut(self.threshold))
 
     def _with(self, statistics: Arrays, seen: np.ndarray, *, best: bool) -> float:
         scores = extreme_scores(statistics["scores"], statistics["truth"], seen, best=best)
@@ -109,18 +92,14 @@ class F1:
 
     name: str
     micro: bool
-    threshold: float = 0.5
+    task: Labels
     higher_is_better: bool = True
     unit: str = "%"
-
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
 
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"predicted", "truth": bool [n, C]}. Raises SoupError where labels and logits differ in C."""
         scores = logits(answers)
-        return {"predicted": predicted_labels(answers, cut(self.threshold)), "truth": truth_of(targets, scores)}
+        return {"predicted": predicted_labels(answers, self.task.cut), "truth": truth_of(targets, scores)}
 
     def reduce(self, statistics: Arrays) -> float:
         """Over the images given."""
@@ -138,11 +117,6 @@ class F1:
         """float64 [B, C]: each class's F1 on each resample, NaN where no image has it there."""
         hits, both = self._counted(statistics, counts)
         return np.where(sums(statistics["truth"], counts) > 0, ratio(2 * hits, both), np.nan)
-
-    def by_class(self, statistics: Arrays) -> np.ndarray:
-        """float64 [C]: the F1 of each; NaN where no image has it."""
-        scores: np.ndarray = self.resampled_by_class(statistics, once(len(statistics["truth"])))[0]
-        return scores
 
     def class_images(self, statistics: Arrays) -> np.ndarray:
         """int64 [C]: images that have each label."""
@@ -163,22 +137,14 @@ class F1:
         predicted = np.where(seen[:, None], statistics["predicted"], ~statistics["truth"])
         return self.reduce({**statistics, "predicted": predicted})
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """As `hardness`."""
-        return hardness(answers, targets, cut(self.threshold))
+        return hardness(answers, targets, self.task.cut)
 
     def unsettled(self, outputs: Arrays, error: float) -> np.ndarray:
         """Where a logit is no further than the error from the threshold's, or NaN."""
-        unsettled: np.ndarray = ~(nearest(outputs, cut(self.threshold)) > error)
+        unsettled: np.ndarray = ~(nearest(outputs, self.task.cut) > error)
         return unsettled
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """As `nearest`."""
-        return nearest(answers, cut(self.threshold))
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """As `label_moves`."""
-        return label_moves(before, after, cut(self.threshold))
 
     def _counted(self, statistics: Arrays, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hits, and labels with predictions, of each class, float64 [B, C]."""
@@ -190,19 +156,15 @@ class F1:
 class ExactMatch:
     """The share of images whose labels are all right (subset accuracy)."""
 
-    threshold: float = 0.5
+    task: Labels
     name: str = "exact_match"
     higher_is_better: bool = True
     unit: str = "%"
 
-    def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
-        """The outputs."""
-        return outputs
-
     def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
         """{"correct": bool [n]}, False where a logit is NaN. Raises SoupError where labels and logits differ in C."""
         scores = logits(answers)
-        right = predicted_labels(answers, cut(self.threshold)) == truth_of(targets, scores)
+        right = predicted_labels(answers, self.task.cut) == truth_of(targets, scores)
         return {"correct": right.all(axis=1) & ~np.isnan(scores).any(axis=1)}
 
     def reduce(self, statistics: Arrays) -> float:
@@ -213,14 +175,11 @@ class ExactMatch:
         """Of each resample."""
         return means(statistics["correct"], counts)
 
-    def by_class(self, statistics: Arrays) -> None:
+    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
         """An image is right in all classes together."""
 
-    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> None:
-        """As `by_class`."""
-
     def class_images(self, statistics: Arrays) -> None:
-        """As `by_class`."""
+        """As `resampled_by_class`."""
 
     def known(self, targets: Arrays) -> dict[str, np.ndarray]:
         """Nothing is known of an image that was not asked."""
@@ -234,31 +193,24 @@ class ExactMatch:
         """The value if every unseen image were wrong."""
         return self.reduce({"correct": statistics["correct"] & seen})
 
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
         """As `hardness`."""
-        return hardness(answers, targets, cut(self.threshold))
+        return hardness(answers, targets, self.task.cut)
 
     def unsettled(self, outputs: Arrays, error: float) -> np.ndarray:
         """As for `F1`."""
-        unsettled: np.ndarray = ~(nearest(outputs, cut(self.threshold)) > error)
+        unsettled: np.ndarray = ~(nearest(outputs, self.task.cut) > error)
         return unsettled
-
-    def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
-        """As `nearest`."""
-        return nearest(answers, cut(self.threshold))
-
-    def moves(self, before: Arrays, after: Arrays) -> Moves:
-        """As `label_moves`."""
-        return label_moves(before, after, cut(self.threshold))
 
 
 def makers(threshold: float) -> dict[str, Callable[[], Metric]]:
     """The metrics by name. Raises SoupError for a threshold that is no probability between 0 and 1."""
     if not 0 < threshold < 1:
         raise SoupError(f"metric: threshold {threshold}, expected a probability between 0 and 1. The usual one is 0.5.")
+    task = Labels(threshold)
     return {
-        "map": partial(MeanAveragePrecision, threshold),
-        "f1": partial(F1, "f1", False, threshold),
-        "f1_micro": partial(F1, "f1_micro", True, threshold),
-        "exact_match": partial(ExactMatch, threshold),
+        "map": partial(MeanAveragePrecision, task),
+        "f1": partial(F1, "f1", False, task),
+        "f1_micro": partial(F1, "f1_micro", True, task),
+        "exact_match": partial(ExactMatch, task),
     }

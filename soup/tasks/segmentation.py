@@ -23,29 +23,23 @@ _PERCENTILE = 1  # of the margins of an image's pixels: a golden sample should n
 
 
 @dataclass(frozen=True, slots=True)
-class MaskMetric:
-    """One reader of the confusion matrix, summed over all images before anything is divided.
-
-    miou, dice: the mean over classes in truth or prediction, as torchmetrics' macro average and scikit-learn have it;
-    a class that is predicted and not there has 0. mean_accuracy: the mean recall of classes in the truth, as
-    scikit-learn's balanced accuracy. pixel_accuracy: right pixels over all. `ignore_index` is never a class.
+class Masks:
+    """What a network says of each pixel that counts.
 
     Targets: "mask" [n, H, W]. With `score_at` "image" also "size" int [n, 2] (masks are padded to one H, W),
     "placement" float64 [n, 4] and "canvas" int [n, 2], the (height, width) that the network is fed: logits go to the
     canvas, then to each image's own pixels, both bilinear, before the argmax.
     """
 
-    name: str
     classes: int
     ignore_index: int
     score_at: ScoreAt
-    higher_is_better: bool = True
-    unit: str = "%"
+    turned: float = 0.0
 
     def answers(self, outputs: Arrays, targets: Arrays) -> Arrays:
         """{"classes": …}, with `placement` and `canvas` where those said how. Raises SoupError for other outputs."""
         found = self._maps(outputs)
-        counted = self._counted(targets)
+        counted = self.counted(targets)
         kind = np.dtype(np.uint8 if self.classes + 1 <= np.iinfo(np.uint8).max else np.int16)
         whole = np.full(counted.shape, self.classes + 1, kind)
         for row, scores in enumerate(found):
@@ -60,80 +54,6 @@ class MaskMetric:
         if self.score_at == "input":
             return {"classes": whole}
         return {"classes": whole, "placement": targets["placement"], "canvas": targets["canvas"]}
-
-    def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
-        """{"confusion": int32 [n, truth, prediction], "truth": int32 [n, classes]}: pixels.
-
-        A pixel without a class is in "truth" alone. Raises SoupError for truth that is no class.
-        """
-        counted, width = self._counted(targets), self.classes + 2
-        confusion = np.zeros((len(counted), self.classes, self.classes), np.int32)
-        truth = np.zeros((len(counted), self.classes), np.int32)
-        for row, chosen in enumerate(counted):
-            own = self._truth(targets["mask"][row][chosen])
-            pairs = np.bincount(own * width + answers["classes"][row][chosen], minlength=self.classes * width)
-            table = pairs.reshape(self.classes, width)
-            confusion[row], truth[row] = table[:, : self.classes], table.sum(axis=1)
-        return {"confusion": confusion, "truth": truth}
-
-    def reduce(self, statistics: Arrays) -> float:
-        """The metric of the summed matrix; NaN without a counted pixel."""
-        return float(self._value(*self._sums(statistics)))
-
-    def resampled(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
-        """float64 [B]; from sums of pixels below 2^53, so exactly `reduce` of the repeated rows."""
-        return self._value(*_drawn(statistics, counts))
-
-    def by_class(self, statistics: Arrays) -> np.ndarray:
-        """float64 [classes]: IoU, Dice, or recall (also of pixel_accuracy); NaN for a class without truth."""
-        return self._by_class(*self._sums(statistics))
-
-    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
-        """float64 [B, classes]: exactly `by_class` of the repeated rows."""
-        return self._by_class(*_drawn(statistics, counts))
-
-    def class_images(self, statistics: Arrays) -> np.ndarray:
-        """int64 [classes]: images with a counted pixel of it in the truth."""
-        images: np.ndarray = (statistics["truth"] > 0).sum(axis=0, dtype=np.int64)
-        return images
-
-    def known(self, targets: Arrays) -> dict[str, np.ndarray]:
-        """{"truth"} of `per_sample`."""
-        counted = self._counted(targets)
-        rows = [
-            np.bincount(self._truth(mask[chosen]), minlength=self.classes)
-            for mask, chosen in zip(targets["mask"], counted, strict=True)
-        ]
-        return {"truth": np.array(rows, np.int32).reshape(-1, self.classes)}
-
-    def upper_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
-        """The value if every pixel of unseen images were right, which no other answers surpass in any class."""
-        hits, predicted, truth = self._sums(statistics)
-        rest = statistics["truth"][~seen].sum(axis=0, dtype=np.int64)
-        return float(self._value(hits + rest, predicted + rest, truth))
-
-    def worst_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
-        """A value that nothing falls below: exact for the accuracies.
-
-        For miou and dice every class takes all pixels of the others in unseen images, and each class is there; no
-        answers do both at once for all classes, so it may lie below what is in reach.
-        """
-        hits, predicted, truth = self._sums(statistics)
-        rest = statistics["truth"][~seen].sum(axis=0, dtype=np.int64)
-        if not rest.any() or self.name not in ("miou", "dice"):
-            return float(self._value(hits, predicted, truth))
-        scores = self._scores(hits, predicted + rest.sum() - rest, truth)
-        return float(scores[self._judged()].mean())  # none is 0 / 0: every unseen pixel is below each class
-
-    def difficulty(self, answers: Arrays, targets: Arrays) -> np.ndarray:
-        """float32 [n]: the share of wrong pixels; 0 where none counts."""
-        counted = self._counted(targets)
-        wrong = (counted & (answers["classes"] != targets["mask"])).sum(axis=(1, 2))
-        share: np.ndarray = (wrong / np.maximum(1, counted.sum(axis=(1, 2)))).astype(np.float32)
-        return share
-
-    def unsettled(self, outputs: Arrays, error: float) -> None:
-        """Some pixel of an image nearly always is."""
 
     def margins(self, answers: Arrays, outputs: Arrays) -> np.ndarray:
         """float64 [n]: how far the top logit leads where it leads least: the 1st percentile over the logits' pixels.
@@ -170,6 +90,15 @@ class MaskMetric:
             text += f", {figures['worst'] * 100:.2f} % in the worst image (number {worst})"
         return Moves(changed > 0, figures, text)
 
+    def counted(self, targets: Arrays) -> np.ndarray:
+        """bool [n, H, W]: pixels that have a truth and that the network saw."""
+        counted: np.ndarray = targets["mask"] != self.ignore_index
+        if self.score_at == "image":
+            for row, (height, width) in enumerate(targets["size"].tolist()):
+                grid = placed((height, width), targets["placement"][row], targets["canvas"][row])
+                counted[row, :height, :width] &= inside(grid)
+        return counted
+
     def _maps(self, outputs: Arrays) -> np.ndarray:
         """The first output, [n, classes, h, w] or [n, h, w]."""
         if not outputs:
@@ -204,28 +133,105 @@ class MaskMetric:
             return resized(have, size)
         return shown_on(answers["canvas"][row], size, answers["placement"][row], have)
 
-    def _counted(self, targets: Arrays) -> np.ndarray:
-        """bool [n, H, W]: pixels that have a truth and that the network saw."""
-        counted: np.ndarray = targets["mask"] != self.ignore_index
-        if self.score_at == "image":
-            for row, (height, width) in enumerate(targets["size"].tolist()):
-                grid = placed((height, width), targets["placement"][row], targets["canvas"][row])
-                counted[row, :height, :width] &= inside(grid)
-        return counted
+
+@dataclass(frozen=True, slots=True)
+class MaskMetric:
+    """One reader of the confusion matrix, summed over all images before anything is divided.
+
+    miou, dice: the mean over classes in truth or prediction, as torchmetrics' macro average and scikit-learn have it;
+    a class that is predicted and not there has 0. mean_accuracy: the mean recall of classes in the truth, as
+    scikit-learn's balanced accuracy. pixel_accuracy: right pixels over all. `ignore_index` is never a class.
+    """
+
+    name: str
+    task: Masks
+    higher_is_better: bool = True
+    unit: str = "%"
+
+    def per_sample(self, answers: Arrays, targets: Arrays) -> dict[str, np.ndarray]:
+        """{"confusion": int32 [n, truth, prediction], "truth": int32 [n, classes]}: pixels.
+
+        A pixel without a class is in "truth" alone. Raises SoupError for truth that is no class.
+        """
+        counted, width = self.task.counted(targets), self.task.classes + 2
+        confusion = np.zeros((len(counted), self.task.classes, self.task.classes), np.int32)
+        truth = np.zeros((len(counted), self.task.classes), np.int32)
+        for row, chosen in enumerate(counted):
+            own = self._truth(targets["mask"][row][chosen])
+            pairs = np.bincount(own * width + answers["classes"][row][chosen], minlength=self.task.classes * width)
+            table = pairs.reshape(self.task.classes, width)
+            confusion[row], truth[row] = table[:, : self.task.classes], table.sum(axis=1)
+        return {"confusion": confusion, "truth": truth}
+
+    def reduce(self, statistics: Arrays) -> float:
+        """The metric of the summed matrix; NaN without a counted pixel."""
+        return float(self._value(*self._sums(statistics)))
+
+    def resampled(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
+        """float64 [B]; from sums of pixels below 2^53, so exactly `reduce` of the repeated rows."""
+        return self._value(*_drawn(statistics, counts))
+
+    def resampled_by_class(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
+        """float64 [B, classes]: IoU, Dice, or recall (also of pixel_accuracy); NaN for a class without truth."""
+        hits, predicted, truth = _drawn(statistics, counts)
+        return np.where(truth > 0, self._scores(hits, predicted, truth), np.nan)
+
+    def class_images(self, statistics: Arrays) -> np.ndarray:
+        """int64 [classes]: images with a counted pixel of it in the truth."""
+        images: np.ndarray = (statistics["truth"] > 0).sum(axis=0, dtype=np.int64)
+        return images
+
+    def known(self, targets: Arrays) -> dict[str, np.ndarray]:
+        """{"truth"} of `per_sample`."""
+        counted = self.task.counted(targets)
+        rows = [
+            np.bincount(self._truth(mask[chosen]), minlength=self.task.classes)
+            for mask, chosen in zip(targets["mask"], counted, strict=True)
+        ]
+        return {"truth": np.array(rows, np.int32).reshape(-1, self.task.classes)}
+
+    def upper_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
+        """The value if every pixel of unseen images were right, which no other answers surpass in any class."""
+        hits, predicted, truth = self._sums(statistics)
+        rest = statistics["truth"][~seen].sum(axis=0, dtype=np.int64)
+        return float(self._value(hits + rest, predicted + rest, truth))
+
+    def worst_bound(self, statistics: Arrays, seen: np.ndarray) -> float:
+        """A value that nothing falls below: exact for the accuracies.
+
+        For miou and dice every class takes all pixels of the others in unseen images, and each class is there; no
+        answers do both at once for all classes, so it may lie below what is in reach.
+        """
+        hits, predicted, truth = self._sums(statistics)
+        rest = statistics["truth"][~seen].sum(axis=0, dtype=np.int64)
+        if not rest.any() or self.name not in ("miou", "dice"):
+            return float(self._value(hits, predicted, truth))
+        scores = self._scores(hits, predicted + rest.sum() - rest, truth)
+        return float(scores[self._judged()].mean())  # none is 0 / 0: every unseen pixel is below each class
+
+    def difficulty(self, statistics: Arrays, answers: Arrays, targets: Arrays) -> np.ndarray:
+        """float32 [n]: the share of wrong pixels; 0 where none counts."""
+        right, _, truth = _parts(statistics)
+        pixels = truth.sum(axis=1)
+        share: np.ndarray = ((pixels - right.sum(axis=1)) / np.maximum(1, pixels)).astype(np.float32)
+        return share
+
+    def unsettled(self, outputs: Arrays, error: float) -> None:
+        """Some pixel of an image nearly always is."""
 
     def _truth(self, labels: np.ndarray) -> np.ndarray:
         """The labels of counted pixels, checked, as they can be computed with."""
-        if labels.size and not (labels.min() >= 0 and labels.max() < self.classes):
+        if labels.size and not (labels.min() >= 0 and labels.max() < self.task.classes):
             wrong = labels.min() if labels.min() < 0 else labels.max()
             raise SoupError(
-                f"data: a mask has class {wrong}, expected 0 to {self.classes - 1}, the outputs of the model, or "
-                f"{self.ignore_index} to ignore. Check the classes of the split and the model's arguments."
+                f"data: a mask has class {wrong}, expected 0 to {self.task.classes - 1}, the outputs of the model, or "
+                f"{self.task.ignore_index} to ignore. Check the classes of the split and the model's arguments."
             )
         return labels.astype(np.intp)
 
     def _judged(self) -> np.ndarray:
         """bool [classes]: what may have a part in a mean."""
-        judged: np.ndarray = np.arange(self.classes) != self.ignore_index
+        judged: np.ndarray = np.arange(self.task.classes) != self.task.ignore_index
         return judged
 
     def _sums(self, statistics: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -242,9 +248,6 @@ class MaskMetric:
             above, below = hits, truth
         return ratio(above, below)
 
-    def _by_class(self, hits: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-        return np.where(truth > 0, self._scores(hits, predicted, truth), np.nan)
-
     def _value(self, hits: np.ndarray, predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
         """Over the last axis, the classes."""
         if self.name == "pixel_accuracy":
@@ -258,8 +261,8 @@ class MaskMetric:
 
 def metrics(classes: int, ignore_index: int, score_at: ScoreAt) -> Mapping[str, Metric]:
     """All of them by name."""
-    names = ("miou", "pixel_accuracy", "dice", "mean_accuracy")
-    return {name: MaskMetric(name, classes, ignore_index, score_at) for name in names}
+    task = Masks(classes, ignore_index, score_at)
+    return {name: MaskMetric(name, task) for name in ("miou", "pixel_accuracy", "dice", "mean_accuracy")}
 
 
 def _parts(statistics: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from soup import SoupError
 from soup.build_folder import read_build
 from soup.own_metric import metric_of
-from soup.tasks import Metric
+from soup.tasks import Metric, by_class
 from tests.soup.commands import document, run
 
 SOURCE = """
@@ -131,11 +131,12 @@ def test_what_it_has_no_part_in_is_the_task_s_own_and_no_bound_is_claimed(code: 
     assert metric.upper_bound(statistics, seen) is None
     assert metric.worst_bound(statistics, seen) is None
     assert metric.unsettled(ANSWERS, 0.1) is None
-    assert metric.by_class(statistics) is None
-    assert (metric.margins(ANSWERS, ANSWERS) == base.margins(ANSWERS, ANSWERS)).all()
-    assert (metric.difficulty(ANSWERS, TARGETS) == base.difficulty(ANSWERS, TARGETS)).all()
+    assert by_class(metric, statistics) is None
+    assert (metric.task.margins(ANSWERS, ANSWERS) == base.task.margins(ANSWERS, ANSWERS)).all()
+    hard = base.difficulty(base.per_sample(ANSWERS, TARGETS), ANSWERS, TARGETS)
+    assert (metric.difficulty(statistics, ANSWERS, TARGETS) == hard).all()
     other = {"output": ANSWERS["output"][::-1]}
-    assert metric.moves(ANSWERS, other).text == base.moves(ANSWERS, other).text
+    assert metric.task.moves(ANSWERS, other).text == base.task.moves(ANSWERS, other).text
 
 
 @pytest.fixture(scope="module")

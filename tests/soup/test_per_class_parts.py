@@ -11,6 +11,7 @@ from soup.gates import Subject
 from soup.judge import class_scores, class_values
 from soup.per_class import Parts, Scores, bonferroni, per_class_gate, worst_class
 from soup.statistics import bootstrap_interval, paired_bootstrap
+from soup.tasks import by_class
 from soup.tasks.segmentation import metrics
 
 SUBJECT = Subject("model.onnx", "best single → INT8", "onnxruntime on cpu")
@@ -35,7 +36,7 @@ def found(after: dict[str, np.ndarray], before: dict[str, np.ndarray], groups: n
 def test_each_class_has_the_metric_s_own_part_and_the_images_that_hold_it() -> None:
     after, before = evaluated({2: 0.5}), evaluated({2: 0.1}, seed=1)
     parts = found(after, before)
-    assert (parts.after == MIOU.by_class(after)).all()
+    assert (parts.after == by_class(MIOU, after)).all()
     assert (parts.losses == parts.before - parts.after).all()
     assert parts.counts.tolist() == [40, 40, 40]
     assert (parts.units, parts.grouped) == (40, False)
@@ -49,7 +50,7 @@ def test_the_interval_of_a_class_is_the_paired_bootstrap_of_it_alone() -> None:
     after, before = evaluated({2: 0.5}), evaluated({2: 0.1}, seed=1)
 
     def alone(statistics: dict[str, np.ndarray]) -> float:
-        return float(MIOU.by_class(statistics)[2])
+        return float(by_class(MIOU, statistics)[2])
 
     def drawn(statistics: dict[str, np.ndarray], counts: np.ndarray) -> np.ndarray:
         return MIOU.resampled_by_class(statistics, counts)[:, 2]
@@ -147,6 +148,6 @@ def test_the_report_s_values_by_class_are_the_metric_s_own_best_single_beside_mo
     after, before = evaluated({1: 0.25}), evaluated({1: 0.5}, seed=1)
     values = class_values(MIOU, after, before, ("ground", "bar", "disc"))
     assert [(one.name, one.images) for one in values] == [("ground", 40), ("bar", 40), ("disc", 40)]
-    assert [one.model for one in values] == pytest.approx(MIOU.by_class(after))
-    assert [one.best_single for one in values] == pytest.approx(MIOU.by_class(before))
+    assert [one.model for one in values] == pytest.approx(by_class(MIOU, after))
+    assert [one.best_single for one in values] == pytest.approx(by_class(MIOU, before))
     assert values[1].model > values[1].best_single

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from soup.gates import Subject
-from soup.proof import BOXES_TOLERANCE, OUTLIERS, boxes_check, outputs_check
+from soup.proof import BOXES_TOLERANCE, boxes_check, outputs_check
 from soup.tasks import Moves
 from soup.tasks.box_moves import box_moves
+from soup.tasks.detection import Boxes
+from soup.tasks.suppression import Suppression
 
 SUBJECT = Subject("model.onnx", "torch → ONNX")
-SHARE = OUTLIERS["detection"]
+SHARE = Boxes(Suppression()).turned
 VALUES = 40_000  # of which 4 may turn
 
 
@@ -35,7 +37,7 @@ def turned(count: int, *, name: str = "scores", by: float = 0.6) -> dict[str, np
 @pytest.mark.parametrize(("count", "verdict"), [(0, "pass"), (1, "pass"), (4, "pass"), (9, "fail"), (400, "fail")])
 def test_a_turned_peak_is_let_pass_and_one_percent_of_wrong_values_is_not(name: str, count: int, verdict: str) -> None:
     after = turned(count, name=name, by=0.6 if name == "scores" else 60)
-    check = outputs_check(outputs(), after, SUBJECT, outliers=SHARE)
+    check = outputs_check(outputs(), after, SUBJECT, turned=SHARE)
     assert check.verdict == verdict
     assert ("but for 0.01% of the values, whose largest is 6.0" in check.message) == (count > 0)
 
@@ -49,7 +51,7 @@ def test_without_outliers_a_single_value_fails() -> None:
 def test_a_graph_that_is_wrong_everywhere_fails(name: str, factor: float) -> None:
     after = outputs()
     after[name] = after[name] * np.float32(factor)
-    check = outputs_check(outputs(), after, SUBJECT, outliers=SHARE)
+    check = outputs_check(outputs(), after, SUBJECT, turned=SHARE)
     assert check.verdict == "fail"
     assert check.measured is not None
     assert check.measured > 1e-3
@@ -57,7 +59,7 @@ def test_a_graph_that_is_wrong_everywhere_fails(name: str, factor: float) -> Non
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_one_value_that_is_no_number_is_no_outlier(value: float) -> None:
-    check = outputs_check(outputs(), turned(1, by=value), SUBJECT, outliers=SHARE)
+    check = outputs_check(outputs(), turned(1, by=value), SUBJECT, turned=SHARE)
     assert (check.verdict, check.measured) == ("fail", None)
 
 
@@ -67,7 +69,7 @@ def test_few_values_have_no_share_to_spare(count: int) -> None:
     before = {"scores": np.zeros((1, 50, 2), np.float32)}
     after = {"scores": before["scores"].copy()}
     after["scores"].reshape(-1)[:count] = 0.6
-    assert outputs_check(before, after, SUBJECT, outliers=SHARE).verdict == "fail"
+    assert outputs_check(before, after, SUBJECT, turned=SHARE).verdict == "fail"
 
 
 def answers(count: int, *, shift: float = 0.0, drop: int = 0) -> dict[str, np.ndarray]:

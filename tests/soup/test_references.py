@@ -66,10 +66,10 @@ def test_every_fusion_and_suppression_has_the_value_of_its_own_boxes(opened: Kit
         assert told[label] == (pytest.approx(value(kitchen, fused)), 3.0)
     assert value(kitchen, singles[0]) != told[FUSIONS[0]][0]
     outputs = kitchen.predict(settled.trial.weights, settled.policy)({"input": kitchen.val.inputs(np.arange(16))})
-    for label, rules in alternatives(kitchen.metric.rules).items():
+    for label, rules in alternatives(kitchen.metric.task.rules).items():
         answers = detections(outputs, kitchen.val.targets, rules)
         assert told[label] == (pytest.approx(value(kitchen, answers), abs=1e-6), 1.0)
-    assert told.keys() == {*FUSIONS, *alternatives(kitchen.metric.rules)}
+    assert told.keys() == {*FUSIONS, *alternatives(kitchen.metric.task.rules)}
 
 
 def value(kitchen: Kitchen, answers: object) -> float:

@@ -47,7 +47,7 @@ def test_a_detector_has_the_classes_of_its_scores_and_the_suppression_of_val_yam
     )  # fmt: skip
     assert found["classes"] == 4
     metric = metric_named("detection", "map", found)
-    rules = metric.rules
+    rules = metric.task.rules
     assert (rules.iou, rules.score, rules.max_detections, rules.method) == (0.6, 0.01, 7, "nms")
     assert metric.classes == 4
 

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, r
 from torchmetrics.functional.classification import multiclass_f1_score, multiclass_recall
 
 from soup import SoupError
+from soup.tasks import by_class
 from soup.tasks.classification import metric
 
 BALANCED, F1 = metric("balanced_accuracy", classes=5), metric("f1", classes=5)
@@ -40,9 +41,9 @@ def test_recalls_agree_with_scikit_learn(seed, count, of):
     assert BALANCED.reduce(statistics) == pytest.approx(recalls.mean(), rel=1e-12)
     if set(predicted) <= set(labels) and len(present) > 1:  # else scikit-learn warns
         assert BALANCED.reduce(statistics) == pytest.approx(balanced_accuracy_score(labels, predicted), rel=1e-12)
-    by_class = BALANCED.by_class(statistics)
-    assert by_class[present].tolist() == pytest.approx(recalls.tolist())
-    assert np.isnan(np.delete(by_class, present)).all()
+    classwise = by_class(BALANCED, statistics)
+    assert classwise[present].tolist() == pytest.approx(recalls.tolist())
+    assert np.isnan(np.delete(classwise, present)).all()
     assert BALANCED.class_images(statistics).tolist() == np.bincount(labels, minlength=5).tolist()
     weights = np.random.default_rng(seed).integers(1, 5, 5).astype(float)
     weighted = metric("weighted_accuracy", weights=weights.tolist())
@@ -59,8 +60,8 @@ def test_f1_agrees_with_scikit_learn(seed, count, of):
     statistics = scored(F1, scores, labels)
     assert F1.reduce(statistics) == pytest.approx(f1_score(labels, predicted, average="macro"), rel=1e-12)
     each = f1_score(labels, predicted, labels=np.arange(5), average=None, zero_division=0)
-    assert F1.by_class(statistics)[np.unique(labels)].tolist() == pytest.approx(each[np.unique(labels)].tolist())
-    assert np.isnan(np.delete(F1.by_class(statistics), np.unique(labels))).all()
+    assert by_class(F1, statistics)[np.unique(labels)].tolist() == pytest.approx(each[np.unique(labels)].tolist())
+    assert np.isnan(np.delete(by_class(F1, statistics), np.unique(labels))).all()
     assert F1.class_images(statistics).tolist() == np.bincount(labels, minlength=5).tolist()
 
 
@@ -86,7 +87,7 @@ def test_a_row_with_nan_is_no_class_and_wrong():
     statistics = scored(F1, [[np.nan, 1.0], [0.0, 1.0]], [1, 1])
     assert statistics["predicted"].tolist() == [-1, 1]
     assert F1.reduce(statistics) == pytest.approx(2 / 3)
-    assert F1.by_class(statistics)[1] == pytest.approx(2 / 3)
+    assert by_class(F1, statistics)[1] == pytest.approx(2 / 3)
     assert not scored(BALANCED, [[np.nan, 1.0]], [1])["right"].any()
 
 
@@ -99,12 +100,12 @@ def test_a_class_of_a_resample_is_worth_what_its_repeated_images_are(name, class
     one = metric(name, classes=classes)
     statistics = scored(one, scores, labels)
     counts = np.random.default_rng(seed).integers(0, 3, (4, count))
-    by_class = one.resampled_by_class(statistics, counts)
+    classwise = one.resampled_by_class(statistics, counts)
     width = classes or labels.max() + 1  # whatever the model predicts
-    assert by_class.shape == (4, width)
-    for row, values in zip(counts, by_class, strict=True):
+    assert classwise.shape == (4, width)
+    for row, values in zip(counts, classwise, strict=True):
         rows = np.repeat(np.arange(count), row)
-        again = metric(name, classes=width).by_class({key: array[rows] for key, array in statistics.items()})
+        again = by_class(metric(name, classes=width), {key: array[rows] for key, array in statistics.items()})
         assert np.array_equal(values, again, equal_nan=True)
 
 

@@ -202,13 +202,13 @@ def test_all_metrics_of_one_class_ask_and_tell_the_same():
     renamed["logits"][2] = np.roll(renamed["logits"][2], 1)
     for name in SINGLE:
         one = made(name)
-        assert one.answers(outputs, targets) is outputs
-        assert one.margins(outputs, outputs).tolist() == margins(outputs).tolist()
-        moves = one.moves(outputs, renamed)
+        assert one.task.answers(outputs, targets) is outputs
+        assert one.task.margins(outputs, outputs).tolist() == margins(outputs).tolist()
+        moves = one.task.moves(outputs, renamed)
         assert moves.changed.tolist() == [row == 2 for row in range(9)]
         assert moves.figures == {"flips": 1.0, "flipped_share": 1 / 9}
         assert moves.text == "1 of 9 images changed class"
-        assert one.difficulty(outputs, targets).dtype == np.float32
+        assert one.difficulty(one.per_sample(outputs, targets), outputs, targets).dtype == np.float32
         assert all(array.shape[0] == 9 for array in one.per_sample(outputs, targets).values())
         assert one.known(targets).keys() <= one.per_sample(outputs, targets).keys()
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torchmetrics.detection import MeanAveragePrecision
 
 from soup import SoupError
+from soup.tasks import by_class
 from soup.tasks.detection import metrics
 from soup.tasks.resamples import once
 from soup.tasks.suppression import Suppression
@@ -54,7 +55,7 @@ def test_values_by_class_are_those_of_cocoeval(seed):
     precision = coco_eval(answers, targets, 3).eval["precision"][..., 2]  # thresholds, recalls, classes, ranges
     for name, thresholds, area in (("map", slice(None), 0), ("map75", slice(5, 6), 0), ("map_small", slice(None), 1)):
         expected = precision[thresholds, :, :, area].mean(axis=(0, 1))
-        ours = EVERY[name].by_class(EVERY[name].per_sample(answers, targets))
+        ours = by_class(EVERY[name], EVERY[name].per_sample(answers, targets))
         np.testing.assert_allclose(ours, np.where(expected < 0, np.nan, expected), atol=1e-12)
 
 
@@ -84,8 +85,8 @@ def test_torchmetrics_agrees():
     for name in COCO:
         key = name if name.startswith("map_") or name == "map" else name.replace("map", "map_")
         assert reduced(name, answers, targets) == pytest.approx(float(expected[key]), abs=1e-6)
-    by_class = EVERY["map"].by_class(EVERY["map"].per_sample(answers, targets))
-    np.testing.assert_allclose(by_class, expected["map_per_class"].numpy(), atol=1e-6)
+    classwise = by_class(EVERY["map"], EVERY["map"].per_sample(answers, targets))
+    np.testing.assert_allclose(classwise, expected["map_per_class"].numpy(), atol=1e-6)
 
 
 # Truth; detections (box, score, label); the values of the six COCO metrics and the two of VOC.
@@ -219,11 +220,12 @@ def test_difficulty_counts_missed_truth_and_alarms_by_their_scores():
         [[(A, 0.9, 0), (A, 0.5, 1)], [(A, 0.9, 0)], [(A, 0.25, 2)], [(A, 0.9, 0)]],
     )
     for name in ("map", "map50", "voc_map"):
-        difficulty = EVERY[name].difficulty(answers, targets)
+        difficulty = EVERY[name].difficulty(EVERY[name].per_sample(answers, targets), answers, targets)
         assert difficulty.dtype == np.float32
         assert difficulty.tolist() == [1.5, 0, 0.25, 0]
     half = listed([[(A, 0)]], [[((0, 0, 20, 15), 0.5, 0)]])
-    assert EVERY["map"].difficulty(*half)[0] == pytest.approx(0.4 + 0.4 * 0.5)  # four of ten thresholds are above 0.75
+    found = EVERY["map"].difficulty(EVERY["map"].per_sample(*half), *half)
+    assert found[0] == pytest.approx(0.4 + 0.4 * 0.5)  # four of ten thresholds are above 0.75
 
 
 def test_margins_are_the_smallest_change_of_a_score_that_shows():
@@ -231,9 +233,9 @@ def test_margins_are_the_smallest_change_of_a_score_that_shows():
         [[]] * 4, [[(A, 0.9, 0), (B, 0.5, 0)], [(A, 0.55, 0), (B, 0.5, 1)], [(A, 0.0625, 0)], []], places=3
     )
     outputs = {"any": np.zeros((4, 2, 4)), "name": np.array([[[0.9, 0.5]], [[0.55, 0.5]], [[0.0625, 0]], [[0.03, 0]]])}
-    np.testing.assert_allclose(EVERY["map"].margins(answers, outputs), [0.4, 0.45, 0.0125, 0.02], atol=1e-6)
+    np.testing.assert_allclose(EVERY["map"].task.margins(answers, outputs), [0.4, 0.45, 0.0125, 0.02], atol=1e-6)
     outputs["name"][3] = np.nan
-    assert np.isinf(EVERY["map"].margins(answers, outputs)[3])
+    assert np.isinf(EVERY["map"].task.margins(answers, outputs)[3])
 
 
 def test_answers_are_what_suppression_leaves_and_the_rest_is_known_before():
@@ -241,7 +243,7 @@ def test_answers_are_what_suppression_leaves_and_the_rest_is_known_before():
     scores = np.array([[[0.9, 0.01, 0], [0.8, 0, 0], [0.02, 0.6, 0]]], np.float32)
     _, targets = listed([[(A, 0), ((50, 50, 90, 90), 1), (B, 1, True)]], [[]])
     metric = EVERY["map50"]
-    answers = metric.answers({"a": boxes, "b": scores}, targets)
+    answers = metric.task.answers({"a": boxes, "b": scores}, targets)
     assert answers["labels"][0, :3].tolist() == [0, 1, -1]
     assert metric.reduce(metric.per_sample(answers, targets)) == pytest.approx(1.0)
     assert metric.known(targets)["positives"].tolist() == [[1, 1, 0]]
@@ -268,4 +270,4 @@ def test_no_images_have_no_value():
         statistics = rows(metric.per_sample(*scene(1)), slice(0))
         assert np.isnan(metric.reduce(statistics))
         assert np.isnan(metric.resampled(statistics, np.zeros((2, 0), np.int64))).all()
-        assert np.isnan(metric.by_class(statistics)).all()
+        assert np.isnan(by_class(metric, statistics)).all()

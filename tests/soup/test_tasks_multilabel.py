@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from soup import SoupError
+from soup.tasks import by_class
 from soup.tasks.classification import metric
 
 NAMES = ("map", "f1", "f1_micro", "exact_match")
@@ -44,10 +45,10 @@ def test_average_precision_agrees_with_scikit_learn(seed, count):
     truth, scores = targets["labels"], outputs["output"]
     one, statistics = scored("map", scores, truth)
     present = truth.any(axis=0)
-    by_class = one.by_class(statistics)
-    assert np.isnan(by_class[~present]).all()
+    classwise = by_class(one, statistics)
+    assert np.isnan(classwise[~present]).all()
     expected = [average_precision_score(truth[:, c], scores[:, c]) for c in np.flatnonzero(present)]
-    assert by_class[present].tolist() == pytest.approx(expected, rel=1e-12)
+    assert classwise[present].tolist() == pytest.approx(expected, rel=1e-12)
     assert one.reduce(statistics) == pytest.approx(np.mean(expected) if expected else np.nan, rel=1e-12, nan_ok=True)
     assert one.class_images(statistics).tolist() == truth.sum(axis=0).tolist()
 
@@ -64,7 +65,7 @@ def test_f1_and_exact_match_agree_with_scikit_learn(seed, count, threshold):
         assert one.reduce(statistics) == pytest.approx(expected, rel=1e-12)
         each = f1_score(truth, predicted, average=None, zero_division=0)
         expected = np.where(truth.any(axis=0), each, np.nan)
-        assert one.by_class(statistics) == pytest.approx(expected, rel=1e-12, nan_ok=True)
+        assert by_class(one, statistics) == pytest.approx(expected, rel=1e-12, nan_ok=True)
         assert one.class_images(statistics).tolist() == truth.sum(axis=0).tolist()
     one, statistics = scored("exact_match", scores, truth, threshold)
     assert one.reduce(statistics) == accuracy_score(truth, predicted)
@@ -90,10 +91,10 @@ def test_values_by_hand():
     scores = [[3, 1, -5], [2, 1, -5], [1, -9, -5]]
     truth = [[1, 1, 0], [0, 0, 0], [1, 0, 0]]
     one, statistics = scored("map", scores, truth)
-    assert one.by_class(statistics) == pytest.approx([5 / 6, 1 / 2, np.nan], nan_ok=True)
+    assert by_class(one, statistics) == pytest.approx([5 / 6, 1 / 2, np.nan], nan_ok=True)
     assert one.reduce(statistics) == pytest.approx(2 / 3)
     one, statistics = scored("f1", scores, truth)
-    assert one.by_class(statistics) == pytest.approx([0.8, 2 / 3, np.nan], nan_ok=True)
+    assert by_class(one, statistics) == pytest.approx([0.8, 2 / 3, np.nan], nan_ok=True)
     assert one.reduce(statistics) == pytest.approx((0.8 + 2 / 3) / 3)  # class 2 counts as 0
     one, statistics = scored("exact_match", scores, truth)
     assert statistics["correct"].tolist() == [True, False, True]
@@ -110,15 +111,15 @@ def test_a_resample_is_worth_what_its_repeated_images_are(name, seed, count):
     counts = rng.integers(0, 4, (5, count))
     counts[0], counts[1] = 1, 0
     drawn_values = one.resampled(statistics, counts)
-    by_class = one.resampled_by_class(statistics, counts)
+    classwise = one.resampled_by_class(statistics, counts)
     for at, row in enumerate(counts):
         rows = np.repeat(np.arange(count), row)
         repeated = {key: array[rows] for key, array in statistics.items()}
         assert drawn_values[at] == pytest.approx(one.reduce(repeated), rel=1e-12, nan_ok=True)
-        if by_class is not None:
-            assert by_class[at] == pytest.approx(one.by_class(repeated), rel=1e-12, nan_ok=True)
+        if classwise is not None:
+            assert classwise[at] == pytest.approx(by_class(one, repeated), rel=1e-12, nan_ok=True)
     assert np.isnan(drawn_values[1])
-    assert (by_class is None) == (name == "exact_match")
+    assert (classwise is None) == (name == "exact_match")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,7 +152,7 @@ def test_logits_of_nan():
     scores, truth = [[np.nan, 1], [1, 1]], [[0, 1], [1, 0]]
     one, statistics = scored("map", scores, truth)
     assert np.isnan(one.reduce(statistics))
-    assert one.by_class(statistics) == pytest.approx([np.nan, 0.5], nan_ok=True)
+    assert by_class(one, statistics) == pytest.approx([np.nan, 0.5], nan_ok=True)
     one, statistics = scored("f1", scores, truth)
     assert statistics["predicted"].tolist() == [[False, True], [True, True]]
     one, statistics = scored("exact_match", scores, truth)
@@ -183,14 +184,14 @@ def test_margins_moves_and_difficulty_are_about_the_threshold():
     targets = {"labels": np.array([[True, True], [False, True], [True, True]])}
     for name in NAMES:
         one = made(name)
-        assert one.answers(before, targets) is before
-        assert one.margins(before, before).tolist() == [0.5, 1.0, 0.0]
-        assert one.difficulty(before, targets).tolist() == [0.5, -1.0, 0.0]
-        moves = one.moves(before, after)
+        assert one.task.answers(before, targets) is before
+        assert one.task.margins(before, before).tolist() == [0.5, 1.0, 0.0]
+        assert one.difficulty(one.per_sample(before, targets), before, targets).tolist() == [0.5, -1.0, 0.0]
+        moves = one.task.moves(before, after)
         assert moves.changed.tolist() == [True, False, True]
         assert moves.figures == {"flips": 2.0, "flipped_share": 2 / 3, "labels": 2.0}
         assert moves.text == "2 of 3 images, 2 of 6 labels changed"
-    assert made("f1", 0.9).margins(before, before)[0] == pytest.approx(np.log(9) - 2.0)
+    assert made("f1", 0.9).task.margins(before, before)[0] == pytest.approx(np.log(9) - 2.0)
     assert made("map").unsettled(before, 0.0) is None
 
 

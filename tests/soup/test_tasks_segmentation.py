@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from torchmetrics.segmentation import DiceScore
 
 from soup import SoupError
+from soup.tasks import by_class
 from soup.tasks.segmentation import metrics
 
 NAMES = ("miou", "pixel_accuracy", "dice", "mean_accuracy")
@@ -33,7 +34,7 @@ def scene(seed: int, *, images: int = 5, classes: int = 4, size: tuple[int, int]
 
 
 def statistics_of(metric, ids, targets):
-    return metric.per_sample(metric.answers({"ids": ids}, targets), targets)
+    return metric.per_sample(metric.task.answers({"ids": ids}, targets), targets)
 
 
 def rows(arrays, chosen):
@@ -92,9 +93,9 @@ def test_dice_iou_and_recall_of_classes_agree_with_torchmetrics(seed):
     ours = at_input(4)
     statistics = statistics_of(ours["miou"], ids, targets)
     assert ours["dice"].reduce(statistics) == pytest.approx(dice(*pair).item(), rel=1e-5)
-    assert ours["miou"].by_class(statistics) == pytest.approx(iou.numpy(), rel=1e-5)
-    assert ours["mean_accuracy"].by_class(statistics) == pytest.approx(recall.numpy(), rel=1e-5)
-    assert ours["pixel_accuracy"].by_class(statistics) == pytest.approx(recall.numpy(), rel=1e-5)
+    assert by_class(ours["miou"], statistics) == pytest.approx(iou.numpy(), rel=1e-5)
+    assert by_class(ours["mean_accuracy"], statistics) == pytest.approx(recall.numpy(), rel=1e-5)
+    assert by_class(ours["pixel_accuracy"], statistics) == pytest.approx(recall.numpy(), rel=1e-5)
     assert ours["mean_accuracy"].reduce(statistics) == pytest.approx(recall.mean().item(), rel=1e-5)
 
 
@@ -106,9 +107,9 @@ def test_a_class_in_neither_is_left_out_and_a_class_only_predicted_counts_as_not
     assert value == {
         "miou": (3 / 4 + 0) / 2, "dice": (6 / 7 + 0) / 2, "pixel_accuracy": 3 / 4, "mean_accuracy": 3 / 4,
     }  # fmt: skip
-    by_class = at_input(3)["miou"].by_class(statistics_of(at_input(3)["miou"], ids, targets))
-    assert by_class[0] == 3 / 4
-    assert np.isnan(by_class[1:]).all()
+    classwise = by_class(at_input(3)["miou"], statistics_of(at_input(3)["miou"], ids, targets))
+    assert classwise[0] == 3 / 4
+    assert np.isnan(classwise[1:]).all()
 
 
 def test_the_mean_is_over_the_sum_of_images_and_not_over_their_means():
@@ -142,7 +143,7 @@ def test_a_resample_is_the_metric_of_the_repeated_rows(seed, name, images):
     for count, value, of_classes in zip(counts, values, classes, strict=True):
         repeated = rows(statistics, np.repeat(np.arange(images), count))
         assert np.array_equal(value, metric.reduce(repeated), equal_nan=True)
-        assert np.array_equal(of_classes, metric.by_class(repeated), equal_nan=True)
+        assert np.array_equal(of_classes, by_class(metric, repeated), equal_nan=True)
 
 
 def test_counts_of_large_sets_stay_whole_numbers():
@@ -201,14 +202,14 @@ def test_a_pixel_with_nan_has_no_class_and_is_wrong():
     logits[0, 0, 0, 1] = logits[0, 1, 0, 2] = logits[0, 2, 0, 3] = np.nan  # whichever of the logits it is
     targets = {"mask": np.ones((1, 1, 4), np.uint8)}
     for name, metric in at_input(3).items():
-        answers = metric.answers({"logits": logits}, targets)
+        answers = metric.task.answers({"logits": logits}, targets)
         assert answers["classes"].tolist() == [[[1, 3, 3, 3]]]
         statistics = metric.per_sample(answers, targets)
         assert statistics["truth"].tolist() == [[0, 4, 0]]
         assert statistics["confusion"].sum() == 1
         assert metric.reduce(statistics) == {"dice": 2 / 5}.get(name, 1 / 4)
-        assert metric.difficulty(answers, targets).tolist() == [0.75]
-        assert metric.moves(answers, answers).figures["changed"] == 0.75  # a class that is none is never the same
+        assert metric.difficulty(metric.per_sample(answers, targets), answers, targets).tolist() == [0.75]
+        assert metric.task.moves(answers, answers).figures["changed"] == 0.75  # a class that is none is never the same
 
 
 def test_of_equal_logits_the_lower_class_wins_in_every_dtype():
@@ -216,7 +217,7 @@ def test_of_equal_logits_the_lower_class_wins_in_every_dtype():
     for dtype in (np.float16, np.float32, np.float64):
         logits = np.zeros((1, 3, 2, 2), dtype)
         logits[0, 1:, 0] = 1
-        assert at_input(3)["miou"].answers({"x": logits}, targets)["classes"].tolist() == [[[1, 1], [0, 0]]]
+        assert at_input(3)["miou"].task.answers({"x": logits}, targets)["classes"].tolist() == [[[1, 1], [0, 0]]]
 
 
 def test_classes_beyond_a_byte_keep_their_numbers():
@@ -224,11 +225,11 @@ def test_classes_beyond_a_byte_keep_their_numbers():
     metric = at_input(300, 300)["miou"]
     logits = np.zeros((1, 300, 1, 2), np.float32)
     logits[0, 299, 0, 0] = logits[0, 255, 0, 1] = 1
-    answers = metric.answers({"logits": logits}, {"mask": mask})
+    answers = metric.task.answers({"logits": logits}, {"mask": mask})
     assert answers["classes"].tolist() == [[[299, 255]]]
     assert metric.reduce(metric.per_sample(answers, {"mask": mask})) == 1
     for classes in (254, 255):
-        answers = at_input(classes)["miou"].answers({"ids": mask * 0}, {"mask": mask})
+        answers = at_input(classes)["miou"].task.answers({"ids": mask * 0}, {"mask": mask})
         assert answers["classes"].tolist() == [[[0, classes + 1]]]
 
 
@@ -246,7 +247,7 @@ def test_logits_go_over_the_input_to_the_size_of_each_image(cells):
         "mask": mask, "size": np.array(sizes), "placement": np.array(placements), "canvas": np.array([[32, 32]] * 2),
     }  # fmt: skip
     metric = metrics(5, IGNORED, "image")["miou"]
-    answers = metric.answers({"logits": logits}, targets)
+    answers = metric.task.answers({"logits": logits}, targets)
     assert set(answers) == {"classes", "placement", "canvas"}
     fed = interpolate(torch.from_numpy(logits).double(), size=(32, 32), mode="bilinear", align_corners=False)
     for row, cut in enumerate((fed[:1, :, :, 8:24], fed[1:, :, 8:24])):
@@ -270,17 +271,17 @@ def test_pixels_that_a_crop_took_away_do_not_count():
     metric = metrics(2, IGNORED, "image")["pixel_accuracy"]
     ids = logits.argmax(axis=1)
     for output in (logits, ids):
-        answers = metric.answers({"output": output}, targets)
+        answers = metric.task.answers({"output": output}, targets)
         assert answers["classes"].tolist() == [[[3, 0, 1, 1, 1, 3]] * 4]
         assert metric.per_sample(answers, targets)["truth"].tolist() == [[0, 16]]
         assert metric.reduce(metric.per_sample(answers, targets)) == 12 / 16
     assert metric.known(targets)["truth"].tolist() == [[0, 16]]
-    assert metric.difficulty(answers, targets).tolist() == [0.25]
+    assert metric.difficulty(metric.per_sample(answers, targets), answers, targets).tolist() == [0.25]
 
 
 def test_ids_of_another_size_are_read_at_the_nearest_pixel():
     targets = {"mask": np.zeros((1, 4, 4), np.uint8)}
-    answers = at_input(3)["miou"].answers({"ids": np.array([[[0, 1], [2, 0]]])}, targets)
+    answers = at_input(3)["miou"].task.answers({"ids": np.array([[[0, 1], [2, 0]]])}, targets)
     assert answers["classes"].tolist() == [[[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 0, 0], [2, 2, 0, 0]]]
 
 
@@ -293,15 +294,15 @@ def test_the_margin_is_the_lead_at_the_least_certain_of_the_counted_pixels():
     logits[2, 2, 0, :3] = np.nan
     mask = np.ones((4, 10, 20), np.uint8)
     mask[3] = IGNORED
-    answers = metric.answers({"logits": logits}, {"mask": mask})
-    assert metric.margins(answers, {"logits": logits}).tolist() == [1, 5, 0, np.inf]
+    answers = metric.task.answers({"logits": logits}, {"mask": mask})
+    assert metric.task.margins(answers, {"logits": logits}).tolist() == [1, 5, 0, np.inf]
     mask[0, 0] = IGNORED
-    answers = metric.answers({"logits": logits}, {"mask": mask})
-    assert metric.margins(answers, {"logits": logits})[0] == 5
-    assert metric.margins(answers, {"ids": mask % 3}).tolist() == [0] * 4
+    answers = metric.task.answers({"logits": logits}, {"mask": mask})
+    assert metric.task.margins(answers, {"logits": logits})[0] == 5
+    assert metric.task.margins(answers, {"ids": mask % 3}).tolist() == [0] * 4
     one = at_input(1)["miou"]
-    answers = one.answers({"logits": logits[:, :1]}, {"mask": mask * 0})
-    assert one.margins(answers, {"logits": logits[:, :1]}).tolist() == [np.inf] * 4
+    answers = one.task.answers({"logits": logits[:, :1]}, {"mask": mask * 0})
+    assert one.task.margins(answers, {"logits": logits[:, :1]}).tolist() == [np.inf] * 4
 
 
 def test_margins_of_small_logits_leave_the_padding_out():
@@ -313,12 +314,12 @@ def test_margins_of_small_logits_leave_the_padding_out():
     logits = np.zeros((1, 2, 4, 4), np.float32)
     logits[:, 0, :, :2] = 7
     metric = metrics(2, IGNORED, "image")["miou"]
-    answers = metric.answers({"logits": logits}, targets)
-    assert metric.margins(answers, {"logits": logits}).tolist() == [7]
+    answers = metric.task.answers({"logits": logits}, targets)
+    assert metric.task.margins(answers, {"logits": logits}).tolist() == [7]
     targets["mask"][0, :, 0] = IGNORED  # the first column of cells has its centres there
     logits[:, 0, :, 0] = 2
-    answers = metric.answers({"logits": logits}, targets)
-    assert metric.margins(answers, {"logits": logits}).tolist() == [7]
+    answers = metric.task.answers({"logits": logits}, targets)
+    assert metric.task.margins(answers, {"logits": logits}).tolist() == [7]
 
 
 def test_moves_tell_the_changed_pixels_and_the_worst_image():
@@ -329,16 +330,16 @@ def test_moves_tell_the_changed_pixels_and_the_worst_image():
     other[1, 0, 0] = 1
     other[2] = 1  # five of its pixels are ignored
     metric = at_input(2)["miou"]
-    before, after = (metric.answers({"ids": one}, {"mask": mask}) for one in (ids, other))
-    moves = metric.moves(before, after)
+    before, after = (metric.task.answers({"ids": one}, {"mask": mask}) for one in (ids, other))
+    moves = metric.task.moves(before, after)
     assert moves.changed.tolist() == [False, True, True]
     assert moves.figures == {"changed": 6 / 25, "worst": 1.0, "worst_image": 2.0}
     assert moves.text == "24.00 % of 25 pixels have another class, 100.00 % in the worst image (number 2)"
-    still = metric.moves(before, before)
+    still = metric.task.moves(before, before)
     assert not still.changed.any()
     assert still.text == "0.00 % of 25 pixels have another class"
     none = {"classes": before["classes"][:0]}
-    assert metric.moves(none, none).changed.shape == (0,)
+    assert metric.task.moves(none, none).changed.shape == (0,)
 
 
 def test_images_of_a_class_are_those_that_show_a_counted_pixel_of_it():
@@ -364,14 +365,14 @@ def test_images_of_a_class_are_those_that_show_a_counted_pixel_of_it():
 )
 def test_other_outputs_are_refused_by_name(outputs, message):
     with pytest.raises(SoupError, match=message):
-        at_input(3)["miou"].answers(outputs, {"mask": np.zeros((1, 4, 4), np.uint8)})
+        at_input(3)["miou"].task.answers(outputs, {"mask": np.zeros((1, 4, 4), np.uint8)})
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
 def test_truth_beyond_the_classes_is_refused(wrong):
     targets = {"mask": np.full((1, 2, 2), wrong, np.int16)}
     metric = at_input(3)["miou"]
-    answers = metric.answers({"ids": np.zeros((1, 2, 2), int)}, targets)
+    answers = metric.task.answers({"ids": np.zeros((1, 2, 2), int)}, targets)
     for asked in (lambda: metric.per_sample(answers, targets), lambda: metric.known(targets)):
         with pytest.raises(SoupError, match=f"a mask has class {wrong}, expected 0 to 2"):
             asked()
