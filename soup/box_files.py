@@ -10,29 +10,18 @@ from pathlib import Path
 from soup import SoupError
 from soup.box_records import BoxSample, BoxSource, Marked, Size, checked, refuse_empty, unusable
 from soup.files import shown
-from soup.sources import SUFFIXES, Sample, Source, files_identity
+from soup.image_files import SUFFIXES, files_below
+from soup.sources import Sample, Source, files_identity
 
 _ORIENTATION = 0x0112  # the EXIF tag (Exif 2.32, 4.6.4); 5 to 8 stand for a quarter turn
 
 
 def by_key(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
-    """Files below `folder` by their path in it without the suffix; sorted, hidden ones left out.
-
-    Raises SoupError where a folder cannot be read, or is a link to one around it.
-    """
+    """`files_below` by their path in the folder without the suffix."""
     found: dict[str, list[Path]] = {}
-    try:
-        for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in folders:
-                _refuse_circle(Path(parent, name))
-            for name in names:
-                if not name.startswith(".") and name.lower().endswith(suffixes):
-                    path = Path(parent, name)
-                    found.setdefault(relative(path.with_suffix(""), folder), []).append(path)
-    except OSError as error:
-        raise SoupError(f"{error.filename}: cannot be read: {error.strerror}. Check its permissions.") from error
-    return {key: sorted(paths) for key, paths in sorted(found.items())}
+    for path in files_below(folder, suffixes):
+        found.setdefault(relative(path.with_suffix(""), folder), []).append(path)
+    return dict(sorted(found.items()))
 
 
 def relative(path: Path, folder: Path) -> str:
@@ -127,13 +116,3 @@ def _key(text: str, beside: Path, known: Mapping[str, object], images: Path) -> 
         return text if text in known else stem
     inside = os.path.relpath(os.path.abspath(beside / stem), os.path.abspath(images))  # noqa: PTH100
     return shown(Path(inside).as_posix()) if Path(inside).as_posix() in known else stem
-
-
-def _unreadable(error: OSError) -> None:
-    raise error
-
-
-def _refuse_circle(folder: Path) -> None:
-    """A link to a folder around it would list every file there again."""
-    if folder.is_symlink() and folder.resolve() in [above.resolve() for above in folder.parents]:
-        raise SoupError(f"{folder}: is a link to a folder that it lies in, expected images. Remove it.")

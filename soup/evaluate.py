@@ -148,7 +148,7 @@ def evaluate(
     if not np.array_equal(np.sort(wanted), np.arange(total)):
         raise ValueError(f"order is no permutation of {total} samples")
     memory = Memory(np.zeros(total, bool)) if memory is None else memory
-    memory.known = metric.known(samples.targets)
+    memory.known = memory.known or metric.known(samples.targets)
     seen = np.zeros(total, bool) if start is None else start.copy()
     limit = total if limit is None else limit
     stopped = bool(seen.any()) and (seen.sum() >= limit or _falls_short(memory, seen, must_beat, metric))

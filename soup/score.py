@@ -69,6 +69,7 @@ class Kitchen:
     hashes: dict[tuple[object, ...], str] = field(default_factory=dict)
     samples: dict[str, dict[str, object]] = field(default_factory=dict)
     known: dict[tuple[object, ...], Evaluation] = field(default_factory=dict)
+    truths: dict[str, Arrays] = field(default_factory=dict)  # `truth`, by split
     loaded: tuple[object, ...] | None = None  # whose weights the network has now, and whether as they were cooked
 
     def score(self, weights: Weights, bar: Bar | None) -> Evaluation:
@@ -111,6 +112,12 @@ class Kitchen:
             self.reused[phase] += int(found.seen.sum()) - before - asked.images
         self.fresh |= {key.sha256} if asked.images else set()
         return found
+
+    def truth(self, split: Split) -> Arrays:
+        """What the metric knows of a split before it asks; the masks of a large one take a while, so once."""
+        if split.name not in self.truths:
+            self.truths[split.name] = self.metric.known(split.targets)
+        return self.truths[split.name]
 
     def score_in_full(self, weights: Weights, bar: Bar | None) -> Evaluation:
         """As `score`, but never stopping early."""
@@ -258,6 +265,7 @@ class _Asked:
     def evaluate(self, bar: Bar | None, start: np.ndarray | None) -> Evaluation:
         """As `evaluate.evaluate`; what it learnt is kept."""
         bar = bar or Bar(None, None)
+        self.memory.known = self.kitchen.truth(self.split)
         found = evaluate(
             self._predict, self.split, self.kitchen.metric,
             batch=self.kitchen.batch, order=self._order(bar), must_beat=bar.value, limit=bar.limit, start=start,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
@@ -18,8 +17,8 @@ from calib.samples import choose
 from soup import SoupError
 from soup.callables import call
 from soup.files import sha256_bytes, sha256_file, shown
+from soup.image_files import SUFFIXES, files_below
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 _SHOWN = 10
 Given = str | Mapping[str, str] | Callable[[], object]  # what val.yaml has under data.val
 _CLASSES = 10**9  # a label beyond is a slip of the pen
@@ -113,36 +112,17 @@ def several(items: Sequence[str]) -> str:
 def _from_folder(root: Path) -> Source[Sample]:
     try:
         classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        samples = [
-            Sample(shown(path.relative_to(root)), path, label, None)
-            for label, class_name in enumerate(classes)
-            for path in _images(root / class_name)
-        ]
     except OSError as error:
         raise SoupError(f"{error.filename}: cannot be read: {error.strerror}. Check its permissions.") from error
+    samples = [
+        Sample(shown(path.relative_to(root)), path, label, None)
+        for label, class_name in enumerate(classes)
+        for path in files_below(root / class_name)
+    ]
     if not samples:
         kinds = " ".join(SUFFIXES)
         raise SoupError(f"{root}: no images in {len(classes)} class folders, expected CLASS/IMAGE with one of {kinds}.")
     return Source(str(root), samples, len(samples), tuple(map(shown, classes)), files_identity(root, samples))
-
-
-def _images(folder: Path) -> list[Path]:
-    found = []
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
-        for name in folders:
-            _refuse_circle(Path(parent, name))
-        found += [Path(parent, name) for name in names if not name.startswith(".") and name.lower().endswith(SUFFIXES)]
-    return sorted(found)
-
-
-def _unreadable(error: OSError) -> None:
-    raise error
-
-
-def _refuse_circle(folder: Path) -> None:
-    """A link to a folder around it would list every image there again, under other classes."""
-    if folder.is_symlink() and folder.resolve() in [above.resolve() for above in folder.parents]:
-        raise SoupError(f"{folder}: is a link to a folder that it lies in, expected images. Remove it.")
 
 
 def _from_csv(path: Path) -> Source[Sample]:

@@ -35,6 +35,7 @@ def test_a_folder_numbers_its_classes_in_sorted_order(tmp_path):
         ".hidden/x.png",
         "loose.png",
         "dog/.y.png",
+        "dog/.ipynb_checkpoints/b.png",
     ):
         image_file(tmp_path / "val" / name) if not name.endswith(".txt") else (tmp_path / "val" / name).touch()
     (tmp_path / "val" / "ant").mkdir()
