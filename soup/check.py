@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from soup.estimate import Estimate, estimate
 from soup.expect import Comparison, compare
 from soup.files import finite
 from soup.gates import Exit
-from soup.larder import Larder, classes_of, find_overlaps, gather, open_split, refuse_other_classes, refuse_other_shapes
+from soup.larder import Larder, find_overlaps, gather, load_data
 from soup.notes import notes_of
 from soup.pipeline import cache_folder, open_kitchen
 
@@ -76,7 +77,7 @@ def check(config: Config, out: Path, *, progress: Progress) -> CheckResult:
     with _kept(errors):
         claim_folder(out)
     larder = _gather(config, out, errors, progress)
-    splits = _open_splits(config, cache, errors, progress)
+    splits = load_data(config, ("train", "val", "test"), cache=cache, progress=progress, each=partial(_kept, errors))
     with _kept(errors):
         overlaps = find_overlaps(config, splits)
     if larder and "val" in splits:
@@ -120,23 +121,6 @@ def _gather(config: Config, out: Path, errors: list[SoupError | CalibError], pro
         if config.checkpoints.on_bad_ingredient == "fail":
             errors += [SoupError(f"{path}: {reason}") for path, reason in larder.set_aside]
     return larder
-
-
-def _open_splits(
-    config: Config, cache: Path, errors: list[SoupError | CalibError], progress: Progress
-) -> dict[str, Split]:
-    splits: dict[str, Split] = {}
-    order = ("val", "train", "test") if config.classification.multilabel else ("train", "val", "test")
-    for name in order:
-        if getattr(config.data, name) is not None:
-            with _kept(errors):
-                classes = classes_of(splits.get("val"))
-                splits[name] = open_split(config, name, cache=cache, progress=progress, classes=classes)
-    splits = {name: splits[name] for name in ("train", "val", "test") if name in splits}
-    with _kept(errors):
-        refuse_other_classes(splits)
-        refuse_other_shapes(splits)
-    return splits
 
 
 def _ingredients(larder: Larder, config: Config) -> tuple[CheckedIngredient, ...]:

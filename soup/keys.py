@@ -11,7 +11,7 @@ from soup.provenance import code_facts, machine_facts
 from soup.tasks import Settings
 
 
-def run_facts(config: Config, settings: Settings | None = None, *, device: str) -> dict[str, object]:
+def run_facts(config: Config, settings: Settings, *, device: str) -> dict[str, object]:
     """Facts of this configuration on this machine, as JSON can hold them; the callables must have been resolved."""
     splits = (config.data.train, config.data.val, config.data.test)
     specs = [spec for spec in splits if isinstance(spec, str) and is_code(config, spec)]
@@ -26,7 +26,7 @@ def run_facts(config: Config, settings: Settings | None = None, *, device: str) 
         "code": code_facts(callables, folder=config.folder),
         "machine": machine_facts(),
         "task": config.task,
-        "settings": dict(settings or {}),
+        "settings": dict(settings),
         "adapter": config.detection.model_dump(mode="json", include={"adapter", "adapter_args"}),
         "output": config.segmentation.output,
         "preprocess": None if config.preprocess is None else config.preprocess.facts,

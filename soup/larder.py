@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +82,11 @@ def gather(config: Config, *, exclude: Path | None, only: Collection[str] | None
     return Larder(model, usable, checked, tuple(aside), notes, _base(config, usable, table=table))
 
 
-def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Progress) -> dict[str, Split]:
-    """The splits that val.yaml names, decoded; absent ones are left out.
+def load_data(
+    config: Config, names: Sequence[str], *, cache: Path, progress: Progress,
+    each: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> dict[str, Split]:  # fmt: skip
+    """The splits that val.yaml names, decoded; absent ones are left out. `each` is entered for every step that raises.
 
     Raises SoupError where they number their classes differently (a missing class folder would shift every label), or
     hold images of different shapes.
@@ -91,11 +95,13 @@ def load_data(config: Config, names: Sequence[str], *, cache: Path, progress: Pr
     several = config.classification.multilabel and config.task == "classification"
     for name in sorted(names, key=lambda name: several and name != "val"):
         if getattr(config.data, name) is not None:
-            classes = classes_of(splits.get("val"))
-            splits[name] = open_split(config, name, cache=cache, progress=progress, classes=classes)
+            with each():
+                classes = classes_of(splits.get("val"))
+                splits[name] = open_split(config, name, cache=cache, progress=progress, classes=classes)
     splits = {name: splits[name] for name in names if name in splits}
-    refuse_other_classes(splits)
-    refuse_other_shapes(splits)
+    with each():
+        _refuse_other_classes(splits)
+        _refuse_other_shapes(splits)
     return splits
 
 
@@ -147,7 +153,7 @@ def _reader(config: Config, classes: Classes) -> Reader:
     return several_labels(classes or config.classification.classes) if config.classification.multilabel else LABELS
 
 
-def refuse_other_classes(splits: Mapping[str, Split]) -> None:
+def _refuse_other_classes(splits: Mapping[str, Split]) -> None:
     """Raise SoupError where two splits number their classes differently."""
     named = [(split.name, split.class_names) for split in splits.values() if split.class_names is not None]
     for (first, classes), (second, others) in itertools.pairwise(named):
@@ -158,7 +164,7 @@ def refuse_other_classes(splits: Mapping[str, Split]) -> None:
             )
 
 
-def refuse_other_shapes(splits: Mapping[str, Split]) -> None:
+def _refuse_other_shapes(splits: Mapping[str, Split]) -> None:
     """Raise SoupError where two splits feed the network images of different shapes."""
     for first, second in itertools.pairwise(splits.values()):
         found, expected = second.images.shape[1:], first.images.shape[1:]

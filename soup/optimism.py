@@ -10,9 +10,7 @@ from functools import partial
 import numpy as np
 
 from exporters.runtimes import Arrays
-from soup.statistics import Resample, drawn_counts, drawn_units, resampled_by_rows
-
-_BLOCK = 1 << 22  # numbers per block of resamples: bounds the memory, whatever the number of samples
+from soup.statistics import Resample, drawn_counts, drawn_units, resampled_by_rows, resampled_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def _mean_draws(means: np.ndarray, units: np.ndarray, *, resamples: int, seed: i
     """Blocks of [resamples, candidates]: how often each unit was drawn, times the sums over units."""
     sums = np.array([np.bincount(units, weights=row) for row in means])
     sizes = np.bincount(units).astype(np.float64)
-    for rows in _resampled(len(sizes), resamples=resamples, seed=seed):
+    for rows in resampled_units(len(sizes), resamples=resamples, seed=seed):
         counts = np.array([np.bincount(row, minlength=len(sizes)) for row in rows], np.float64)
         yield counts @ sums.T / (counts @ sizes)[:, None]
 
@@ -111,11 +109,3 @@ def _reduced_draws(
 ) -> Iterator[np.ndarray]:
     for counts in drawn_counts(units, resamples=resamples, seed=seed):
         yield np.stack([resampled(one, counts) for one in candidates], axis=1)
-
-
-def _resampled(units: int, *, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of `units` draws with replacement, in blocks."""
-    generator = np.random.default_rng(seed)
-    step = max(1, _BLOCK // max(1, units))
-    for start in range(0, resamples, step):
-        yield generator.integers(0, units, (min(step, resamples - start), units))

@@ -235,14 +235,19 @@ def time_runtime(
         "cores": len(os.sched_getaffinity(0)),  # ONNX Runtime takes a thread for each
         "transfers_included": transfers,
     }
-    call: Callable[[], object] = (lambda: runtime(batch)) if transfers else runtime.resident(batch)
-    if then is not None:
-        follow = then
-        call = lambda: follow(runtime(batch))  # noqa: E731
     latency = measure(
-        call, timing or TIMING, contract=contract, gpu_ms=lambda: runtime.last_gpu_ms, state=state_reader()
-    )
+        _timed(runtime, batch, transfers, then), timing or TIMING, contract=contract,
+        gpu_ms=lambda: runtime.last_gpu_ms, state=state_reader(),
+    )  # fmt: skip
     return replace(latency, contract={**latency.contract, "cuda_graph": runtime.cuda_graph})  # captured meanwhile
+
+
+def _timed(
+    runtime: Runtime, batch: Arrays, transfers: bool, then: Callable[[Arrays], object] | None
+) -> Callable[[], object]:  # fmt: skip
+    if then is not None:
+        return lambda: then(runtime(batch))
+    return (lambda: runtime(batch)) if transfers else runtime.resident(batch)
 
 
 def suppression_of(metric: Metric, targets: Arrays, artifact: Artifact) -> Callable[[Arrays], object]:

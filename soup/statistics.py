@@ -111,7 +111,7 @@ def drawn_units(n: int, groups: np.ndarray | None) -> np.ndarray:
 def mean_draws(difference: np.ndarray, units: np.ndarray, *, seed: int) -> Iterator[np.ndarray]:
     """The mean difference [n] on each of RESAMPLES resamples of whole units, in blocks."""
     sums, sizes = np.bincount(units, weights=difference), np.bincount(units)
-    for rows in _resampled(len(sums), seed=seed):
+    for rows in resampled_units(len(sums), seed=seed):
         yield sums[rows].sum(axis=1) / sizes[rows].sum(axis=1)
 
 
@@ -133,7 +133,7 @@ def resampled_by_rows(reduce: Callable[[Arrays], float], statistics: Arrays, cou
 def drawn_counts(units: np.ndarray, *, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks of int64 [B, n]: how often each sample is drawn, where whole units are, with replacement."""
     total = int(units.max()) + 1
-    for rows in _resampled(total, seed=seed, resamples=resamples):
+    for rows in resampled_units(total, seed=seed, resamples=resamples):
         yield np.stack([np.bincount(row, minlength=total) for row in rows])[:, units]
 
 
@@ -219,8 +219,8 @@ def _last_plausible(plausible: Callable[[float], bool], *, inside: float, outsid
     return inside
 
 
-def _resampled(units: int, *, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """`resamples` rows of `units` draws with replacement, in blocks."""
+def resampled_units(units: int, *, seed: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """int64 [some of `resamples`, units]: draws with replacement from `units`, in blocks."""
     generator = np.random.default_rng(seed)
     step = max(1, _BLOCK // max(1, units))
     for start in range(0, resamples, step):

@@ -13,7 +13,7 @@ from soup.provenance import differences
 
 
 def facts(project: Path, *overrides: str) -> dict[str, object]:
-    return run_facts(load_config(project / "val.yaml", overrides=overrides), device="cpu")
+    return run_facts(load_config(project / "val.yaml", overrides=overrides), {}, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,6 @@ def test_a_loader_of_the_users_own_is_code_and_a_file_of_images_is_none(small: P
 
 
 def test_a_network_of_torchvision_is_known_by_its_version(small: Path) -> None:
-    told = run_facts(load_config(small / "val.yaml", overrides=["model=torchvision:resnet18"]), device="cpu")
+    told = run_facts(load_config(small / "val.yaml", overrides=["model=torchvision:resnet18"]), {}, device="cpu")
     assert told["code"] == {}
     assert "torchvision" in told["machine"]["versions"]  # type: ignore[index]

@@ -114,5 +114,5 @@ def test_a_metric_undefined_on_a_resample_has_no_optimism_to_tell():
 def test_the_blocks_that_bound_memory_change_no_draw(monkeypatch):
     bits = np.random.default_rng(8).random((6, 50)) < 0.7
     whole = found(bits)
-    monkeypatch.setattr("soup.optimism._BLOCK", 120)
+    monkeypatch.setattr("soup.statistics._BLOCK", 120)
     assert found(bits) == whole
