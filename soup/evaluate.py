@@ -71,7 +71,7 @@ class Memory:
         """As an evaluation that saw these samples and no others, so that it does not tell what else is known."""
         per_sample = _masked(self.per_sample, seen)
         difficulty = None if self.difficulty is None else _masked({"": self.difficulty}, seen)[""]
-        outputs = _masked(self.outputs, seen) if keep_outputs else None
+        outputs = _masked(self.outputs, seen) if keep_outputs and self.outputs else None
         return Evaluation(
             len(seen), seen, per_sample,
             None if stopped else metric.reduce(per_sample),

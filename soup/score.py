@@ -100,7 +100,10 @@ class Kitchen:
         else:
             kept = self.ledger.outputs(key)
             memory = Memory.of(earlier, kept)
-        asked = _Asked(self, weights, policy, split, phase, key, memory, earlier is None or kept is not None)
+        asked = _Asked(
+            self, weights, policy, split, phase, key, memory, keep_outputs=earlier is None or kept is not None,
+            keep_at_most=LARGEST_OUTPUTS_BYTES,  # what the ledger does not hold is not worth the memory
+        )  # fmt: skip
         try:
             found = replace(asked.evaluate(bar, start), outputs=None, answers=None)
         except AstrayError as error:  # for the ledger to keep it would take its value to be a number
@@ -257,7 +260,7 @@ class _Asked:
     key: Key
     memory: Memory
     keep_outputs: bool
-    keep_at_most: int | None = LARGEST_OUTPUTS_BYTES  # what the ledger does not hold is not worth the memory
+    keep_at_most: int | None
     images: int = 0
     network: Predict | None = None
     saved: float = field(default_factory=time.monotonic)

@@ -148,8 +148,9 @@ def test_a_candidate_that_comes_twice_is_evaluated_once(slim: Path, open_at: Ope
     assert kitchen.images == {"candidates": 150, "recalibration": 250}
 
 
+@pytest.mark.parametrize("modules", [("ledger",), ("ledger", "score")])
 def test_outputs_are_left_to_the_ledger_and_made_again_where_it_could_not_keep_them(
-    slim: Path, open_at: Open, monkeypatch: pytest.MonkeyPatch
+    slim: Path, open_at: Open, monkeypatch: pytest.MonkeyPatch, modules: tuple[str, ...]
 ) -> None:
     kitchen, weights = open_at(slim), {}
     for sha in kitchen.ingredients:
@@ -157,7 +158,8 @@ def test_outputs_are_left_to_the_ledger_and_made_again_where_it_could_not_keep_t
         assert kitchen.score(weights, None).outputs is None
     kept = kitchen.with_outputs(weights, "own", kitchen.val)
     assert kitchen.images == {"singles": 450}
-    monkeypatch.setattr("soup.ledger.LARGEST_OUTPUTS_BYTES", 0)
+    for module in modules:
+        monkeypatch.setattr(f"soup.{module}.LARGEST_OUTPUTS_BYTES", 0)
     forgetful = open_at(slim)
     forgetful.score(weights, None)
     again = forgetful.with_outputs(weights, "own", forgetful.val)
