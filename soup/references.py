@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
@@ -18,16 +18,9 @@ from soup.ledger import Key
 from soup.score import Kitchen
 from soup.search_records import Reference
 from soup.tasks.alternatives import answers_by
-from soup.tasks.fusion import fuse_answers
-from soup.views import views_of
+from soup.tasks.fusion import Fusion, fuse_answers
+from soup.views import fusion_of, views_of
 from soup.weights import Weights
-
-Mode = Literal["union", "intersection", "weighted"]
-_FUSIONS: Mapping[Mode, str] = {
-    "union": "union of the ingredients' boxes",
-    "intersection": "intersection of the ingredients' boxes",
-    "weighted": "weighted fusion of the ingredients' boxes",
-}
 
 
 def ensemble(kitchen: Kitchen, weights: Weights) -> float | None:
@@ -73,26 +66,37 @@ def _plain(weights: Weights) -> dict[str, float]:
 
 
 def _fusions(config: Config, kitchen: Kitchen, plain: Mapping[str, float]) -> Iterator[Reference]:
+    rules = _fusion_rules(config, plain)
     key = Key({
-        "what": {"kind": "fusion", "weights": dict(plain)},
+        "what": {"kind": "fusion", "weights": dict(plain), "fusion": config.detection.fusion.model_dump()},
         "evaluations": {sha: kitchen.evaluation_key({sha: 1.0}, "own", kitchen.val).sha256 for sha in plain},
     })  # fmt: skip
     kept = kitchen.ledger.arrays(key)
     if kept is None:
         found = [kitchen.with_outputs({sha: 1.0}, "own", kitchen.val, phase="explaining").answers for sha in plain]
-        answers, rules = [one for one in found if one is not None], config.detection.suppression
-        values = {
-            mode: _value(kitchen, fuse_answers(
-                answers, mode=mode, iou=rules.iou, min_votes=None, score=0.0, weights=list(plain.values()),
-                max_detections=rules.max_detections,
-            ))
-            for mode in _FUSIONS
-        } if len(answers) == len(plain) else {}  # fmt: skip
-        kept = {mode: np.array(value) for mode, value in values.items()}, {}
+        answers = [one for one in found if one is not None]
+        values = {label: np.array(_value(kitchen, fuse_answers(answers, one))) for label, one in rules.items()}
+        kept = values if len(answers) == len(plain) else {}, {}
         kitchen.ledger.keep_arrays(key, *kept)
-    for mode, label in _FUSIONS.items():
-        if mode in kept[0]:
-            yield Reference(label, finite(float(kept[0][mode])), float(len(plain)))
+    for label, value in kept[0].items():
+        yield Reference(label, finite(float(value)), float(len(plain)))
+    votes = config.detection.fusion.votes
+    if votes is not None and votes > len(plain):
+        yield Reference(f"boxes that {votes} ingredients find: the soup has {len(plain)}", None, float(len(plain)))
+
+
+def _fusion_rules(config: Config, plain: Mapping[str, float]) -> dict[str, Fusion]:
+    """By their label in the report."""
+    votes = config.detection.fusion.votes
+    union = replace(fusion_of(config.detection), mode="union", weights=tuple(plain.values()))
+    found = {
+        "union of the ingredients' boxes": union,
+        "intersection of the ingredients' boxes": replace(union, mode="intersection"),
+        "weighted fusion of the ingredients' boxes": replace(union, mode="weighted"),
+    }
+    if votes is not None and votes <= len(plain):
+        found[f"boxes that {votes} of {len(plain)} ingredients find"] = replace(union, min_votes=votes)
+    return found
 
 
 def _value(kitchen: Kitchen, answers: Arrays) -> float:

@@ -40,6 +40,19 @@ class Suppression(Section):
     """box voting: a kept box becomes the score-weighted mean of all that overlap it by so much; null leaves it"""
 
 
+class Fusion(Section):
+    """How the report fuses boxes, of the soup's ingredients or of several views: a reference, not what ships."""
+
+    method: Literal["weighted", "union", "intersection"] = "weighted"
+    """how the boxes of several views of an image become one list; of several ingredients all three are told"""
+    iou: Share | None = None
+    """overlap above which boxes of several models or views are one object; null takes that of suppression"""
+    votes: Count | None = None
+    """so many must find a box: of ingredients told beside the three, of views what decides; null leaves it to them"""
+    score: Share = 0.0
+    """fused boxes of a lower score are dropped"""
+
+
 class Detection(Section):
     """How a network's outputs become boxes."""
 
@@ -51,6 +64,8 @@ class Detection(Section):
     """class names in the order of the network's scores; null takes the data's order"""
     suppression: Suppression = Field(default_factory=Suppression)
     """how boxes are thinned out"""
+    fusion: Fusion = Field(default_factory=Fusion)
+    """how the boxes of several models become one list, as a reference"""
 
 
 class Segmentation(Section):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from soup.evaluate import evaluate
 from soup.files import finite
 from soup.score import Kitchen
 from soup.search_records import Reference
-from soup.tasks.fusion import fuse_answers
+from soup.task_sections import Detection
+from soup.tasks.fusion import Fusion, fuse_answers
 from soup.weights import Weights
 
 View = float | str  # a scale of the sides, or "flip"
@@ -26,7 +27,7 @@ _MULTIPLE = 32  # of a scaled view's sides, where the network's own are multiple
 def views_of(config: Config, kitchen: Kitchen, weights: Weights, policy: str) -> Iterator[Reference]:
     """The winner asked about every view of `explain.views` beside the image itself, and their answers merged.
 
-    Class scores and masks are averaged as probabilities, boxes are fused (weighted boxes fusion, Solovyev et al. 2019).
+    Class scores and masks are averaged as probabilities, boxes are fused as `detection.fusion` says.
     The cost is in forward passes, a scaled view's by its area.
     """
     views = config.explain.views
@@ -36,15 +37,23 @@ def views_of(config: Config, kitchen: Kitchen, weights: Weights, policy: str) ->
     cost = 1.0 + sum(1.0 if view == "flip" else float(view) ** 2 for view in views)
     label = f"{len(views) + 1} views ({', '.join(['the image', *map(_named, views)])})"
     if config.task == "detection":
-        rules = config.detection.suppression
-        value = _boxes(kitchen, predict, views, iou=rules.iou, most=rules.max_detections)
+        votes = config.detection.fusion.votes
+        rules = replace(fusion_of(config.detection), min_votes=votes if votes and votes <= len(views) + 1 else None)
+        value = _boxes(kitchen, predict, views, rules)
     else:
         several = config.task == "classification" and config.classification.multilabel
-        averaged = _averaged(predict, views, _odds if several else _shares)
+        averaged = _averaged(predict, views, _LABELS if several else _ONE_CLASS)
         merged = evaluate(averaged, kitchen.val, kitchen.metric, batch=kitchen.batch)
         value = float("nan") if merged.value is None else merged.value
     kitchen.images["explaining"] += (len(views) + 1) * len(kitchen.val)
     yield Reference(label, finite(value), cost)
+
+
+def fusion_of(detection: Detection) -> Fusion:
+    """As val.yaml has it, of models or views of equal weight; how many must agree is left to its users."""
+    asked, suppression = detection.fusion, detection.suppression
+    iou = suppression.iou if asked.iou is None else asked.iou
+    return Fusion(asked.method, iou, score=asked.score, max_detections=suppression.max_detections)
 
 
 def seen_as(images: np.ndarray, view: View) -> np.ndarray:
@@ -66,7 +75,7 @@ def boxes_back(boxes: np.ndarray, view: View, *, shape: tuple[int, ...], seen: t
 
 
 def _boxes(
-    kitchen: Kitchen, predict: Predict, views: Sequence[View], *, iou: float, most: int
+    kitchen: Kitchen, predict: Predict, views: Sequence[View], rules: Fusion
 ) -> float:  # fmt: skip
     statistics: list[dict[str, np.ndarray]] = []
     for _, inputs, targets in kitchen.val.batches(kitchen.batch):
@@ -78,9 +87,7 @@ def _boxes(
             boxes = boxes_back(boxes, view, shape=image.shape[2:], seen=seen.shape[2:])
             named = {str(at): array for at, array in enumerate((boxes, *rest))}
             parts.append(kitchen.metric.task.answers(named, targets))
-        merged = fuse_answers(
-            parts, mode="weighted", iou=iou, min_votes=None, score=0.0, weights=None, max_detections=most
-        )
+        merged = fuse_answers(parts, rules)
         statistics.append(kitchen.metric.per_sample(merged, targets))
     return kitchen.metric.reduce({name: np.concatenate([one[name] for one in statistics]) for name in statistics[0]})
 
@@ -123,8 +130,8 @@ def _sigmoid(scores: np.ndarray) -> np.ndarray:
     return np.asarray(0.5 * (1 + np.tanh(scores.astype(np.float64) / 2)))
 
 
-_shares = _Kind(_softmax, np.log)  # one class of several
-_odds = _Kind(_sigmoid, lambda p: np.log(p) - np.log1p(-p))  # any number of labels
+_ONE_CLASS = _Kind(_softmax, np.log)
+_LABELS = _Kind(_sigmoid, lambda p: np.log(p) - np.log1p(-p))
 
 
 def _resized(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

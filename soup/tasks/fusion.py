@@ -18,27 +18,8 @@ Mode = Literal["union", "intersection", "weighted"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Pooled:
-    """The boxes of all parts in the order in which they found clusters."""
-
-    boxes: np.ndarray  # float32 [n, 4]
-    scores: np.ndarray  # float64 [n]
-    labels: np.ndarray  # int32 [n]
-    part: np.ndarray  # int64 [n]
-    weighted: np.ndarray  # float64 [n]: scores times the part's weight
-
-
-def fuse(
-    parts: Sequence[Detections],
-    *,
-    mode: Mode,
-    iou: float,
-    min_votes: int | None,
-    score: float,
-    weights: Sequence[float] | None,
-    max_detections: int,
-) -> Detections:
-    """One list out of several of the same image, all boxes in pixels of the original. "Above" is strictly above.
+class Fusion:
+    """How the boxes of several models become one list. "Above" is strictly above.
 
     union, intersection    Boxes of a class form clusters in which each part has at most one: the best box left (by
         score; of equal ones the earlier part's, then its earlier box) founds a cluster; of every other part the box
@@ -52,46 +33,56 @@ def fuse(
     Clusters that boxes of fewer than `min_votes` parts form are dropped (None: 1, and all parts for intersection), so
     are those whose score is not above `score`; all boxes vote, whatever their score. The best `max_detections` stay;
     of equal scores the cluster that was founded earlier.
+    """
+
+    mode: Mode
+    iou: float = 0.5
+    min_votes: int | None = None
+    score: float = 0.0
+    weights: Sequence[float] | None = None  # one per model, None for equal ones
+    max_detections: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Pooled:
+    """The boxes of all parts in the order in which they found clusters."""
+
+    boxes: np.ndarray  # float32 [n, 4]
+    scores: np.ndarray  # float64 [n]
+    labels: np.ndarray  # int32 [n]
+    part: np.ndarray  # int64 [n]
+    weighted: np.ndarray  # float64 [n]: scores times the part's weight
+
+
+def fuse(parts: Sequence[Detections], rules: Fusion) -> Detections:
+    """One list out of several of the same image, all boxes in pixels of the original, by the rules of `Fusion`.
+
     Raises SoupError for no parts, weights that are not one positive number each, and votes that cannot be.
     """
-    shares = _shares(weights, parts=len(parts))
-    needed = _needed(min_votes, mode=mode, parts=len(parts))
-    boxes = _pooled(parts, shares, mode=mode)
-    clusters = _weighted(boxes, shares, overlap=iou) if mode == "weighted" else _voted(boxes, overlap=iou)
+    shares = _shares(rules.weights, parts=len(parts))
+    needed = _needed(rules.min_votes, mode=rules.mode, parts=len(parts))
+    boxes = _pooled(parts, shares, mode=rules.mode)
+    weighted = rules.mode == "weighted"
+    clusters = _weighted(boxes, shares, overlap=rules.iou) if weighted else _voted(boxes, overlap=rules.iou)
     voters = np.zeros((len(clusters.first), len(parts)), bool)
     voters[clusters.of, boxes.part] = True
-    kept = np.flatnonzero((voters.sum(axis=1) >= needed) & (clusters.scores > score))
-    kept = kept[np.argsort(-clusters.scores[kept], kind="stable")][:max_detections]
+    kept = np.flatnonzero((voters.sum(axis=1) >= needed) & (clusters.scores > rules.score))
+    kept = kept[np.argsort(-clusters.scores[kept], kind="stable")][: rules.max_detections]
     labels = boxes.labels[clusters.first[kept]].astype(np.int32)
     return Detections(clusters.boxes[kept].astype(np.float32), clusters.scores[kept].astype(np.float32), labels)
 
 
-def fuse_answers(
-    answers: Sequence[Arrays],
-    *,
-    mode: Mode,
-    iou: float,
-    min_votes: int | None,
-    score: float,
-    weights: Sequence[float] | None,
-    max_detections: int,
-) -> dict[str, np.ndarray]:
+def fuse_answers(answers: Sequence[Arrays], rules: Fusion) -> dict[str, np.ndarray]:
     """`fuse`, image by image, of answers to the same images in the same order; `padded` to `max_detections`.
 
     Raises SoupError as `fuse` does, and where they do not have the same number of images.
     """
-    _shares(weights, parts=len(answers))
+    _shares(rules.weights, parts=len(answers))
     images = [len(one["labels"]) for one in answers]
     if len(set(images)) > 1:
         raise SoupError(f"fusion: answers to {images} images, expected the same split for all. Evaluate them on one.")
-    fused_images = [
-        fuse(
-            [unpadded(one, row) for one in answers], mode=mode, iou=iou, min_votes=min_votes, score=score,
-            weights=weights, max_detections=max_detections,
-        )
-        for row in range(images[0])
-    ]  # fmt: skip
-    return padded(fused_images, max_detections)
+    fused_images = [fuse([unpadded(one, row) for one in answers], rules) for row in range(images[0])]
+    return padded(fused_images, rules.max_detections)
 
 
 def _pooled(parts: Sequence[Detections], shares: np.ndarray, *, mode: Mode) -> _Pooled:

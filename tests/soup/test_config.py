@@ -63,6 +63,7 @@ detection:
   suppression:
     {method: nms, iou: 0.5, score: 0.05, max_detections: 100, candidates: 1000, class_agnostic: false, sigma: 0.5,
     voting_iou: null}
+  fusion: {method: union, iou: null, votes: 2, score: 0.1}
 segmentation: {output: out, classes: null, ignore_index: 255, palette: null, score_at: image}
 batchnorm: {samples: 1000, batch: 100}
 quantization: {samples: 500, method: entropy, percentile: 99.99, backend: onnxruntime, rest: fp32, budget: 100}

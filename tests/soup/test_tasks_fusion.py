@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from soup import SoupError
 from soup.tasks.boxes import Detections, iou, padded, unpadded
-from soup.tasks.fusion import fuse, fuse_answers
+from soup.tasks.fusion import Fusion, fuse, fuse_answers
 
 SEEDS = st.integers(0, 2**32 - 1)
 MODES = ["union", "intersection", "weighted"]
@@ -76,7 +76,7 @@ def test_union_and_votes_are_as_the_rules_say(seed, parts, limit, votes):
         np.random.default_rng(seed).uniform(0.5, 2, parts),
         min(votes, parts),
     )
-    found = fuse(models, **{**ALL, "iou": limit, "min_votes": votes, "weights": weights.tolist()}, mode="union")
+    found = fuse(models, Fusion(**{**ALL, "iou": limit, "min_votes": votes, "weights": weights.tolist()}, mode="union"))
     expected = by_the_rules(models, votes, weights, limit)
     assert len(found) == len(expected)
     np.testing.assert_allclose(np.array(listed(found)), np.array(expected), rtol=1e-5)
@@ -91,7 +91,7 @@ def test_weighted_fusion_agrees_with_ensemble_boxes(seed, weights):
     columns = [[getattr(one, name) for one in models] for name in ("boxes", "scores", "labels")]
     columns[0] = [np.clip(boxes, 0, 150) / 150 for boxes in columns[0]]
     theirs = ensemble.weighted_boxes_fusion(*columns, weights=weights, iou_thr=0.55)
-    found = fuse(models, **{**ALL, "iou": 0.55, "weights": weights}, mode="weighted")
+    found = fuse(models, Fusion(**{**ALL, "iou": 0.55, "weights": weights}, mode="weighted"))
     assert len(found) < sum(len(one) for one in models) - 5
     np.testing.assert_array_equal(found.labels, theirs[2])
     np.testing.assert_allclose(found.scores, theirs[1], rtol=1e-6)
@@ -101,7 +101,7 @@ def test_weighted_fusion_agrees_with_ensemble_boxes(seed, weights):
 def test_the_papers_rescale_lowers_what_few_models_saw():
     """Equation 5: C · min(T, N) / N."""
     models = [detections((0, 0, 10, 10, 0.9, 0), (50, 0, 60, 10, 0.6, 0)), detections((0, 0, 12, 10, 0.5, 0))]
-    found = fuse(models, **ALL, mode="weighted")
+    found = fuse(models, Fusion(**ALL, mode="weighted"))
     np.testing.assert_allclose(found.scores, [(0.9 + 0.5) / 2, 0.6 / 2], rtol=1e-6)
     np.testing.assert_allclose(found.boxes[0], [0, 0, (0.9 * 10 + 0.5 * 12) / 1.4, 10], rtol=1e-6)
 
@@ -110,13 +110,13 @@ def test_the_papers_rescale_lowers_what_few_models_saw():
 @given(seed=SEEDS, mode=st.sampled_from(["union", "intersection"]), weight=st.sampled_from([None, [3.0]]))
 def test_one_part_alone_comes_out_as_it_went_in(seed, mode, weight):
     [alone] = found_by(seed, parts=1)
-    assert listed(fuse([alone], **{**ALL, "weights": weight}, mode=mode)) == listed(alone)
+    assert listed(fuse([alone], Fusion(**{**ALL, "weights": weight}, mode=mode))) == listed(alone)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_part_whose_boxes_lie_apart_comes_out_of_all_modes_as_it_went_in(mode):
     alone = detections((0, 0, 10, 10, 0.9, 0), (1, 0, 11, 10, 0.8, 1), (8, 0, 19, 10, 0.3, 0), (5, 5, 5, 9, 0.2, 1))
-    assert listed(fuse([alone], **ALL, mode=mode)) == listed(alone)
+    assert listed(fuse([alone], Fusion(**ALL, mode=mode))) == listed(alone)
 
 
 @settings(max_examples=30, deadline=None)
@@ -124,18 +124,18 @@ def test_one_part_whose_boxes_lie_apart_comes_out_of_all_modes_as_it_went_in(mod
 def test_more_votes_keep_less_of_the_same(seed, parts):
     """Intersection is a subset of union, and of itself with fewer votes."""
     models = found_by(seed, parts)
-    kept = [set(listed(fuse(models, **ALL | {"min_votes": v}, mode="union"))) for v in range(1, parts + 1)]
+    kept = [set(listed(fuse(models, Fusion(**ALL | {"min_votes": v}, mode="union")))) for v in range(1, parts + 1)]
     assert all(more <= fewer for fewer, more in itertools.pairwise(kept))
-    assert set(listed(fuse(models, **ALL, mode="intersection"))) == kept[-1]
-    assert set(listed(fuse(models, **ALL, mode="union"))) == kept[0]
+    assert set(listed(fuse(models, Fusion(**ALL, mode="intersection")))) == kept[-1]
+    assert set(listed(fuse(models, Fusion(**ALL, mode="union")))) == kept[0]
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=SEEDS, mode=st.sampled_from(MODES))
 def test_the_order_of_parts_does_not_matter_where_scores_differ(seed, mode):
     models, weights = found_by(seed), [1.0, 0.8, 1.7]
-    before = fuse(models, **{**ALL, "weights": weights}, mode=mode)
-    after = fuse(models[::-1], **{**ALL, "weights": weights[::-1]}, mode=mode)
+    before = fuse(models, Fusion(**{**ALL, "weights": weights}, mode=mode))
+    after = fuse(models[::-1], Fusion(**{**ALL, "weights": weights[::-1]}, mode=mode))
     assert listed(before) == listed(after)
     assert (np.diff(before.scores) <= 0).all()
     assert (before.boxes.dtype, before.scores.dtype, before.labels.dtype) == (np.float32, np.float32, np.int32)
@@ -144,54 +144,54 @@ def test_the_order_of_parts_does_not_matter_where_scores_differ(seed, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_only_the_ratio_of_weights_counts(mode):
     models = found_by(5)
-    one = fuse(models, **{**ALL, "weights": [1.0, 2.0, 4.0]}, mode=mode)
-    other = fuse(models, **{**ALL, "weights": [2.0, 4.0, 8.0]}, mode=mode)
+    one = fuse(models, Fusion(**{**ALL, "weights": [1.0, 2.0, 4.0]}, mode=mode))
+    other = fuse(models, Fusion(**{**ALL, "weights": [2.0, 4.0, 8.0]}, mode=mode))
     assert listed(one) == listed(other)
 
 
 def test_a_part_votes_once_and_its_second_box_stays_on_its_own():
     twice = detections((0, 0, 10, 10, 0.9, 0), (0, 0, 10, 9, 0.8, 0))
-    found = fuse([twice, detections((0, 0, 10, 10, 0.7, 0))], **ALL, mode="intersection")
+    found = fuse([twice, detections((0, 0, 10, 10, 0.7, 0))], Fusion(**ALL, mode="intersection"))
     assert listed(found) == [(0, 0, 10, 10, np.float32(0.9), 0)]
-    assert len(fuse([twice, detections()], **ALL, mode="intersection")) == 0
-    assert len(fuse([twice, detections()], **ALL, mode="union")) == 2
-    assert len(fuse([twice, detections()], **ALL | {"min_votes": 2}, mode="weighted")) == 0
+    assert len(fuse([twice, detections()], Fusion(**ALL, mode="intersection"))) == 0
+    assert len(fuse([twice, detections()], Fusion(**ALL, mode="union"))) == 2
+    assert len(fuse([twice, detections()], Fusion(**ALL | {"min_votes": 2}, mode="weighted"))) == 0
 
 
 def test_boxes_of_different_classes_never_meet():
     models = [detections((0, 0, 10, 10, 0.9, 0)), detections((0, 0, 10, 10, 0.8, 1))]
-    assert len(fuse(models, **ALL, mode="union")) == 2
-    assert len(fuse(models, **ALL, mode="intersection")) == 0
-    assert len(fuse(models, **ALL, mode="weighted")) == 2
+    assert len(fuse(models, Fusion(**ALL, mode="union"))) == 2
+    assert len(fuse(models, Fusion(**ALL, mode="intersection"))) == 0
+    assert len(fuse(models, Fusion(**ALL, mode="weighted"))) == 2
 
 
 def test_ties_go_to_the_earlier_part_and_the_better_box():
     first = detections((0, 0, 10, 10, 0.5, 0))
     second = detections((20, 0, 30, 10, 0.5, 0), (0, 0, 10, 8, 0.4, 0), (0, 0, 8, 10, 0.3, 0))
-    found = fuse([first, second], **ALL | {"max_detections": 2}, mode="union")
+    found = fuse([first, second], Fusion(**ALL | {"max_detections": 2}, mode="union"))
     mean = (0.5 * 10 + 0.4 * 8) / 0.9
     np.testing.assert_allclose(found.boxes, [[0, 0, 10, mean], [20, 0, 30, 10]], rtol=1e-6)
-    swapped = fuse([second, first], **ALL, mode="union")
+    swapped = fuse([second, first], Fusion(**ALL, mode="union"))
     np.testing.assert_allclose(swapped.boxes, [[20, 0, 30, 10], [0, 0, 10, mean], [0, 0, 8, 10]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("union", 0.5), ("intersection", 0.5), ("weighted", 0.375)])
 def test_the_score_threshold_counts_after_fusing_and_low_boxes_vote(mode, expected):
     models = [detections((0, 0, 10, 10, 0.5, 0)), detections((0, 0, 10, 10, 0.25, 0))]
-    assert fuse(models, **ALL | {"score": expected - 0.01}, mode=mode).scores.tolist() == [expected]
-    assert len(fuse(models, **ALL | {"score": expected}, mode=mode)) == 0
+    assert fuse(models, Fusion(**ALL | {"score": expected - 0.01}, mode=mode)).scores.tolist() == [expected]
+    assert len(fuse(models, Fusion(**ALL | {"score": expected}, mode=mode))) == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_boxes_of_score_zero_have_a_mean_too(mode):
     models = [detections((0, 0, 10, 10, 0, 0)), detections((0, 0, 8, 10, 0, 0))]
-    assert listed(fuse(models, **ALL | {"score": -1.0}, mode=mode)) == [(0, 0, 9, 10, 0, 0)]
+    assert listed(fuse(models, Fusion(**ALL | {"score": -1.0}, mode=mode))) == [(0, 0, 9, 10, 0, 0)]
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_nothing_gives_nothing(mode):
-    assert len(fuse([detections(), detections()], **ALL, mode=mode)) == 0
-    assert fuse([detections()], **ALL, mode=mode).boxes.shape == (0, 4)
+    assert len(fuse([detections(), detections()], Fusion(**ALL, mode=mode))) == 0
+    assert fuse([detections()], Fusion(**ALL, mode=mode)).boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -199,10 +199,10 @@ def test_whole_splits_are_fused_image_by_image(mode):
     images = [found_by(seed) for seed in range(4)]
     splits = [padded([image[part] for image in images], 40) for part in range(3)]
     arguments = {**ALL, "weights": [1.0, 2.0, 3.0], "max_detections": 9, "mode": mode}
-    answers = fuse_answers(splits, **arguments)
+    answers = fuse_answers(splits, Fusion(**arguments))
     assert answers["boxes"].shape == (4, 9, 4)
     for row, image in enumerate(images):
-        assert listed(unpadded(answers, row)) == listed(fuse(image, **arguments))
+        assert listed(unpadded(answers, row)) == listed(fuse(image, Fusion(**arguments)))
 
 
 @pytest.mark.parametrize(
@@ -218,12 +218,14 @@ def test_whole_splits_are_fused_image_by_image(mode):
 )
 def test_what_cannot_be_fused_is_told(parts, changes, told):
     with pytest.raises(SoupError, match=told):
-        fuse([detections()] * parts, **{**ALL, **changes}, mode="union")
+        fuse([detections()] * parts, Fusion(**{**ALL, **changes}, mode="union"))
     with pytest.raises(SoupError, match=told):
-        fuse_answers([padded([detections()], 3)] * parts, **{**ALL, **changes, "max_detections": 3}, mode="union")
+        fuse_answers(
+            [padded([detections()], 3)] * parts, Fusion(**{**ALL, **changes, "max_detections": 3}, mode="union")
+        )
 
 
 def test_splits_of_different_length_are_told():
     splits = [padded([detections()] * count, 3) for count in (2, 3)]
     with pytest.raises(SoupError, match=r"answers to \[2, 3\] images, expected the same split"):
-        fuse_answers(splits, **{**ALL, "max_detections": 3}, mode="union")
+        fuse_answers(splits, Fusion(**{**ALL, "max_detections": 3}, mode="union"))
