@@ -16,15 +16,16 @@ from exporters.runtimes import device_name
 
 _ORT = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml")
 _LIBRARIES = (
-    "edgesoup", "numpy", "pydantic", "safetensors", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxslim",
-    *_ORT, "tensorrt", "tensorrt-rtx-cu13", "pycuda", "cuda-bindings", "opencv-python-headless", "opencv-python",
-    "pillow",
+    "edgesoup", "numpy", "pydantic", "safetensors", "torch", "torchvision", "timm", "pycocotools", "onnx", "onnxscript",
+    "onnxslim", *_ORT, "tensorrt", "tensorrt-rtx-cu13", "pycuda", "cuda-bindings", "opencv-python-headless",
+    "opencv-python", "pillow",
 )  # fmt: skip
 _RTX, _TENSORRT, _CUDA = ("tensorrt-rtx-cu13",), ("tensorrt",), ("pycuda", "cuda-bindings")
 _NEEDED_BY = {  # what → one library of each group, whether a GPU, and what brings the libraries
     "soup init, check, build": ((("torch",),), False, "pip install 'edgesoup[build]'"),
     "soup export": ((("torch",), ("onnx",), ("onnxscript",), _ORT), False, "pip install 'edgesoup[build]'"),
     "soup verify and bench on ONNX Runtime": ((_ORT,), False, "pip install 'edgesoup[ort]'"),
+    "mAP of boxes": ((("pycocotools",),), False, "pip install 'edgesoup[detection]'"),
     "backend: cv2": ((("opencv-python-headless", "opencv-python"),), False, "pip install 'edgesoup[cv2]'"),
     "export --trt ahead of time, without a GPU": ((_RTX,), False, "pip install 'edgesoup[rtx]'"),
     "export --trt for this GPU": (((*_TENSORRT, *_RTX),), True, "pip install 'edgesoup[trt]' (on a Jetson: JetPack)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from soup.build_folder import BuildRecord
 from soup.build_tables import difference_text, shown_value
 from soup.report import NONE, plain, table
@@ -23,6 +25,18 @@ def references_section(record: BuildRecord) -> str:
     ]
     told = "What the same images give otherwise, on val. An ensemble costs inference, and a soup does not."
     return f"{told}\n\n{table(('', 'val', 'against the model', 'forward passes'), rows)}"
+
+
+def reading_section(record: BuildRecord) -> str:
+    """What turned outputs into answers: the adapter, and the settings of the task that are not plain classification."""
+    section = record.config.get(record.task)
+    adapter = section.get("adapter") if isinstance(section, Mapping) else None
+    rows = [("adapter", plain(str(adapter or "torchvision")))] if record.task == "detection" else []
+    for name, value in record.settings.items():
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        rows += [(f"{name} {key}".strip(), plain(str(one))) for key, one in parts if one is not None]
+    several = bool(record.settings.get("multilabel"))
+    return table(("setting", "value"), rows) if record.task != "classification" or several else ""
 
 
 def classes_section(record: BuildRecord) -> str:

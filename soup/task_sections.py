@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 
 from soup.sections import AtLeastZero, Count, Flag, Number, Positive, Section, Text, Whole, expects
 
@@ -17,6 +18,15 @@ Adapter = Annotated[
     Field(pattern=rf"^({'|'.join(ADAPTERS)}|([^:]+\.py|[A-Za-z_][\w.]*):[A-Za-z_]\w*)$"),
     expects(f"one of {', '.join(ADAPTERS)}, or './file.py:name' or 'package.module:name'"),
 ]
+
+
+def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if names and (twice := [name for name, count in Counter(names).items() if count > 1]):
+        raise ValueError(f"'{twice[0]}' is there more than once, expected a name of its own for each score. Rename one")
+    return names
+
+
+ClassNames = Annotated[tuple[Text, ...], AfterValidator(_distinct)]
 
 
 class Suppression(Section):
@@ -60,7 +70,7 @@ class Detection(Section):
     """what decodes the outputs, into boxes and scores; null takes torchvision's own heads"""
     adapter_args: Mapping[str, JsonValue] = Field(default_factory=dict)
     """keyword arguments of the adapter"""
-    classes: tuple[Text, ...] | None = None
+    classes: ClassNames | None = None
     """class names in the order of the network's scores; null takes the data's order"""
     suppression: Suppression = Field(default_factory=Suppression)
     """how boxes are thinned out"""
@@ -73,7 +83,7 @@ class Segmentation(Section):
 
     output: Text = "out"
     """which of several outputs holds the class scores; auxiliary ones are not exported"""
-    classes: tuple[Text, ...] | None = None
+    classes: ClassNames | None = None
     """class names in the order of the network's scores; null numbers them"""
     ignore_index: Annotated[Whole, Field(ge=0, le=255)] = 255
     """pixels of this class in a mask count for nothing"""
@@ -88,7 +98,7 @@ class Classification(Section):
 
     multilabel: Flag = False
     """whether an image may have several classes or none; labels.csv then has a column `labels`"""
-    classes: tuple[Text, ...] | None = None
+    classes: ClassNames | None = None
     """class names in the order of the network's scores, of several labels; null takes those of data.val, sorted"""
     threshold: Annotated[Number, Field(gt=0, lt=1)] = 0.5
     """probability above which a label of several is given"""

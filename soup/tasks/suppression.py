@@ -12,6 +12,7 @@ from soup import SoupError
 from soup.tasks.boxes import Detections, iou, padded, to_original
 from soup.tasks.weighted_fusion import fused
 
+_SLACK = 0.05  # by which a score may be beyond 0 or 1: low precisions round
 _BLOCK = 128  # candidates that are compared at once: most images have their detections after one or two
 
 
@@ -204,6 +205,7 @@ def _check(outputs: Arrays, *, inside: bool) -> None:
     shapes = [array.shape for array in outputs.values()]
     fits = len(shapes) >= 2 and len(shapes[0]) == 3 and shapes[0][2] == 4 and shapes[1][:2] == shapes[0][:2]
     if fits and (shapes[2] == shapes[1] if inside else len(shapes[1]) == 3):
+        _check_scores(*list(outputs.items())[1], lowest=-1 if inside else 0)
         return
     found = ", ".join(f"'{name}' {array.shape}" for name, array in outputs.items()) or "none"
     raise SoupError(
@@ -211,3 +213,13 @@ def _check(outputs: Arrays, *, inside: bool) -> None:
         "or, with NMS inside, boxes (images, found, 4), scores (images, found) and labels (images, found). "
         "Choose the adapter that fits the model."
     )
+
+
+def _check_scores(name: str, scores: np.ndarray, *, lowest: int) -> None:
+    """Logits would rank as probabilities do, and be cut by a threshold that means nothing to them."""
+    finite = scores[np.isfinite(scores)]
+    if finite.size and not (finite.min() > lowest - _SLACK and finite.max() < 1 + _SLACK):
+        raise SoupError(
+            f"model: its scores, output '{name}', are {finite.min():.4g} to {finite.max():.4g}, expected probabilities "
+            "from 0 to 1. Apply the sigmoid or softmax in the adapter."
+        )

@@ -201,6 +201,10 @@ gates:
         ("task=pose", "expected 'classification', 'detection' or 'segmentation', got 'pose'"),
         ("export.nms=onnx", "export.nms is onnx, and the task is classification. Leave it out"),
         ("detection.adapter=yolov8", "expected one of torchvision, centernet, yolo, detr, none, or './file.py:name'"),
+        (
+            "detection.classes=[RBC, WBC, RBC]",
+            "detection.classes: 'RBC' is there more than once, expected a name of its own for each score. Rename one.",
+        ),
         ("preprocess.sweep={scales: [0.1]}", "preprocess.sweep.scales[0]: expected 0.25 or more, got 0.1"),
         ("explain.views=[upside_down]", "expected flip, or a scale as 1.25, got 'upside_down'"),
         ("search.methods=[greedy, ties]", "search.methods[1]: expected one of uniform, greedy, greedy_repeated, prun"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from soup.build_folder import BuildRecord
-from soup.reference_sections import references_section, resolutions_section
+from soup.reference_sections import reading_section, references_section, resolutions_section
 from soup.search_records import Difference, Explanation, Reference, ResolutionPoint
 from tests.soup.test_build_report import RECORD
 
@@ -91,3 +91,16 @@ def test_where_the_trained_size_is_the_best_nothing_is_advised() -> None:
 def test_of_a_loss_the_lowest_is_the_best() -> None:
     section = resolutions_section(replace(LOSS, resolutions=(point(1.0, 0.41), point(1.5, 0.39, size=(320, 320)))))
     assert "The best point is 320×320; `soup export --resolution 1.5` takes it." in section
+
+
+def test_a_detector_s_report_says_how_its_outputs_are_read_and_plain_classes_need_no_word() -> None:
+    assert reading_section(PERCENT) == ""
+    record = replace(
+        PERCENT, task="detection", config={**PERCENT.config, "detection": {"adapter": "yolo"}},
+        settings={"suppression": {"method": "nms", "iou": 0.5, "voting_iou": None}, "classes": 3},
+    )  # fmt: skip
+    assert [[cell.strip() for cell in line.split("|")[1:3]] for line in reading_section(record).splitlines()[2:]] == [
+        ["adapter", "yolo"], ["suppression method", "nms"], ["suppression iou", "0.5"], ["classes", "3"],
+    ]  # fmt: skip
+    several = replace(PERCENT, settings={"classes": 3, "multilabel": True})
+    assert "multilabel" in reading_section(several)

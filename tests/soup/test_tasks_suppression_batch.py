@@ -83,6 +83,18 @@ def test_outputs_of_another_form_are_told_with_their_shapes(shapes, told):
         detections(outputs, targets, Suppression())
 
 
+@pytest.mark.parametrize("beyond", [-0.2, 1.2, 7.0])
+def test_scores_that_are_no_probabilities_are_refused_and_told(beyond):
+    outputs, targets = batch(5)
+    names = list(outputs)
+    detections({**outputs, names[1]: np.where(outputs[names[1]] > 0.5, 1.01, np.nan)}, targets, Suppression())
+    outputs[names[1]][0, 0, 0] = beyond
+    with pytest.raises(
+        SoupError, match=rf"output '{names[1]}', are .*{beyond:g}.*, expected probabilities from 0 to 1"
+    ):
+        detections(outputs, targets, Suppression())
+
+
 def test_half_precision_outputs_are_read_as_float32():
     outputs, targets = batch(5)
     half = {name: array.astype(np.float16) for name, array in outputs.items()}
