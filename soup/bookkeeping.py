@@ -21,7 +21,7 @@ from soup.evaluate import Evaluation
 from soup.files import canonical_json, finite
 from soup.gates import Check, compare
 from soup.geometry import Geometry
-from soup.judge import class_values, paired, prefixed
+from soup.judge import class_values, other_values, paired, prefixed
 from soup.larder import Larder, split_record
 from soup.notes import found_nothing, not_finite, notes_of
 from soup.optimism import optimism
@@ -224,6 +224,10 @@ def build_record(
         explanation=explanation,
         seconds=seconds,
         settings=kitchen.settings,
+        also=other_values(
+            settled.evaluation, judged.single_on_val, splits["val"].targets,
+            task=config.task, settings=kitchen.settings, but=kitchen.metric.name,
+        ),
         resolutions=points,
         by_class=class_values(
             kitchen.metric, judged.winner.per_sample, judged.single.per_sample, splits[judged.split].class_names

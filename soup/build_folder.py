@@ -24,6 +24,7 @@ from soup.search_records import (
     Difference,
     Explanation,
     OptimismRecord,
+    OtherValue,
     ResolutionPoint,
     Shares,
 )
@@ -167,6 +168,7 @@ class BuildRecord:
     seconds: float
     resolutions: tuple[ResolutionPoint, ...] = ()
     by_class: tuple[ClassValue, ...] = ()  # where the metric has a value for each
+    also: tuple[OtherValue, ...] = ()  # the task's other metrics
     settings: Mapping[str, JsonValue] = field(default_factory=dict)  # of the metric, `soup.tasks.Settings`
 
 

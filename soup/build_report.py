@@ -17,7 +17,13 @@ from soup.build_tables import (
     shown_value,
     trials_table,
 )
-from soup.reference_sections import classes_section, reading_section, references_section, resolutions_section
+from soup.reference_sections import (
+    classes_section,
+    other_metrics_section,
+    reading_section,
+    references_section,
+    resolutions_section,
+)
 from soup.report import NONE, HopRow, bullets, checks_table, code, document, hops_table, plain, summary, table
 from soup.search_records import TrialRecord
 from soup.statistics import difference_text as change_text
@@ -45,6 +51,7 @@ def build_markdown(record: BuildRecord, trials: Sequence[TrialRecord], *, pictur
             "What each ingredient adds": contributions_section(record),
             "Between the checkpoints": _picture(record, picture),
             "How outputs are read": reading_section(record),
+            "By other metrics": other_metrics_section(record),
             "By class": classes_section(record),
             "More inference": references_section(record),
             "Test resolution": resolutions_section(record),

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 
 from exporters.parity import OutputDifference, compare_outputs
 from exporters.runtimes import Arrays
+from soup import SoupError
 from soup.build_folder import Hop, Outputs, WorstClass
 from soup.evaluate import Evaluation
 from soup.files import finite
 from soup.gates import compare
+from soup.metric_names import names_of
 from soup.per_class import ByClass, Parts, Scores, class_name, worst_class
-from soup.search_records import ClassValue, difference_record
+from soup.search_records import ClassValue, OtherValue, difference_record
 from soup.statistics import RESAMPLES, Interval, drawn_counts, drawn_units, paired_bootstrap, paired_difference
-from soup.tasks import Metric, Moves, by_class
+from soup.tasks import Metric, Moves, Settings, by_class, metric_named
 
 
 def paired(metric: Metric, after: Arrays, before: Arrays, *, groups: np.ndarray | None) -> Interval:
@@ -97,6 +100,24 @@ def class_values(
         ClassValue(class_name(names, label), int(images[label]), finite(was[label]), finite(now[label]))
         for label in range(len(images))
     )
+
+
+def other_values(
+    after: Evaluation, before: Evaluation, targets: Arrays, *, task: str, settings: Settings, but: str
+) -> tuple[OtherValue, ...]:  # fmt: skip
+    """The task's metrics, but one, of the same answers: without those that lack a setting, or have no value for either.
+
+    None where the answers were not kept.
+    """
+    if after.answers is None or before.answers is None:
+        return ()
+    found = []
+    for name in names_of(task, multilabel=bool(settings.get("multilabel"))):
+        with suppress(SoupError):  # weighted_accuracy without weights
+            metric = metric_named(task, name, settings)
+            values = [metric.reduce(metric.per_sample(one.answers or {}, targets)) for one in (before, after)]
+            found.append(OtherValue(name, metric.unit, finite(values[0]), finite(values[1])))
+    return tuple(one for one in found if one.metric != but and {one.best_single, one.model} != {None})
 
 
 def _class_draws(metric: Metric, statistics: Arrays, counts: np.ndarray) -> np.ndarray:

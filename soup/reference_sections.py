@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from soup.build_folder import BuildRecord
 from soup.build_tables import difference_text, shown_value
-from soup.report import NONE, plain, table
+from soup.report import NONE, code, plain, table, value_text
 from soup.resolution_choice import best_of
 from soup.search_records import ResolutionPoint
 from soup.statistics import difference_text as signed_text
@@ -37,6 +37,16 @@ def reading_section(record: BuildRecord) -> str:
         rows += [(f"{name} {key}".strip(), plain(str(one))) for key, one in parts if one is not None]
     several = bool(record.settings.get("multilabel"))
     return table(("setting", "value"), rows) if record.task != "classification" or several else ""
+
+
+def other_metrics_section(record: BuildRecord) -> str:
+    """The task's other metrics, best single beside model; the search looked at none of them."""
+    rows = [
+        (code(one.metric), value_text(one.best_single, unit=one.unit), value_text(one.model, unit=one.unit))
+        for one in record.also
+    ]
+    told = f"Of the same answers to val. The search looked at {code(record.metric)} alone."
+    return f"{told}\n\n{table(('metric', 'best single', 'model'), rows)}" if rows else ""
 
 
 def classes_section(record: BuildRecord) -> str:

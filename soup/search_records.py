@@ -106,6 +106,16 @@ class ClassValue:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherValue:
+    """Another metric of the same answers, on val; `unit` as `Metric.unit`."""
+
+    metric: str
+    unit: str
+    best_single: float | None
+    model: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """What more inference would give on val: `cost` is in forward passes of the model."""
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pydantic import TypeAdapter
 
 from soup.build_folder import Hop
 from soup.evaluate import Evaluation
 from soup.gates import compare
-from soup.judge import hop, paired, prefixed, renamed_as
+from soup.judge import hop, other_values, paired, prefixed, renamed_as
 from soup.search import Rule, search
 from soup.statistics import Interval, paired_difference
 from soup.tasks import Metric, metric_named
@@ -156,3 +157,19 @@ def test_pure_noise_is_called_better_no_more_often_than_the_stated_level() -> No
         interval = paired(metric, {"correct": winner}, {"correct": single}, groups=None)
         better += compare(interval, higher_is_better=True) == "better"
     assert 0 < better <= 0.05 * runs
+
+
+def test_the_task_s_other_metrics_are_of_the_same_answers() -> None:
+    after, before = evaluation(logits(30)), evaluation(logits(20))
+    told = other_values(after, before, {"label": LABELS}, task="classification", settings={}, but="accuracy")
+    assert [one.metric for one in told] == ["top5", "cross_entropy", "balanced_accuracy", "f1", "ece"]  # no weights
+    labels, classes = torch.from_numpy(LABELS), torch.from_numpy(logits(30))
+    by_name = {one.metric: one for one in told}
+    assert by_name["cross_entropy"].model == pytest.approx(torch.nn.functional.cross_entropy(classes, labels).item())
+    assert by_name["balanced_accuracy"].best_single == pytest.approx(0.5)
+    assert (by_name["ece"].unit, by_name["cross_entropy"].unit) == ("%", "")
+    weighted = {"weights": [1.0, 0.0, 0.0, 0.0]}
+    told = other_values(after, before, {"label": LABELS}, task="classification", settings=weighted, but="f1")
+    assert {one.metric: one.model for one in told}["weighted_accuracy"] == pytest.approx(8 / 10)
+    forgotten = evaluation(logits(20), keep=False)
+    assert other_values(after, forgotten, {"label": LABELS}, task="classification", settings={}, but="f1") == ()

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from soup.build_folder import BuildRecord
-from soup.reference_sections import reading_section, references_section, resolutions_section
-from soup.search_records import Difference, Explanation, Reference, ResolutionPoint
+from soup.reference_sections import (
+    other_metrics_section,
+    reading_section,
+    references_section,
+    resolutions_section,
+)
+from soup.search_records import Difference, Explanation, OtherValue, Reference, ResolutionPoint
 from tests.soup.test_build_report import RECORD
 
 WINNER = replace(RECORD.winner, val=0.8863)
@@ -104,3 +109,10 @@ def test_a_detector_s_report_says_how_its_outputs_are_read_and_plain_classes_nee
     ]  # fmt: skip
     several = replace(PERCENT, settings={"classes": 3, "multilabel": True})
     assert "multilabel" in reading_section(several)
+
+
+def test_other_metrics_stand_with_their_own_units() -> None:
+    assert other_metrics_section(PERCENT) == ""
+    record = replace(PERCENT, also=(OtherValue("ece", "%", 0.05, None), OtherValue("cross_entropy", "", 1.25, 1.5)))
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in other_metrics_section(record).splitlines()[4:]]
+    assert rows == [["`ece`", "5.00 %", "–"], ["`cross_entropy`", "1.2500", "1.5000"]]
