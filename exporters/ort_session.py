@@ -46,7 +46,10 @@ def open_session(model: bytes, *, where: str, provider: Provider, threads: int |
         # Without `enable_fallback=0` it prints to stdout that it goes on without the provider.
         session = onnxruntime.InferenceSession(model, options, providers=chosen, enable_fallback=0)
     except onnxruntime_errors() as error:
-        raise ExportError(f"{where}: ONNX Runtime cannot load it: {error}", kind="input") from error
+        foreign = "is not a registered function/op" in str(error)  # TensorRT's plugin, say
+        raise ExportError(
+            f"{where}: ONNX Runtime cannot load it: {error}", kind="environment" if foreign else "input"
+        ) from error
     # Read back: a provider that cannot start is left out, and nothing but a log line says so.
     running = session.get_providers()
     if running[0] != wanted[0]:

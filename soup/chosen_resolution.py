@@ -33,7 +33,8 @@ def point_of(built: BuildFolder, wanted: str | None) -> ResolutionPoint | None:
             raise SoupError(f"--resolution {wanted}: expected best, or a scale as 1.2.") from error
     found = best_of(points, higher_is_better=record.higher_is_better)
     if found is None:
-        scales = ", ".join(f"{scale:g}" for scale in sorted({one.scale for one in record.resolutions}))
+        measured = sorted({one.scale for one in record.resolutions if one.val is not None})
+        scales = ", ".join(f"{scale:g}" for scale in measured)
         raise SoupError(f"--resolution {wanted}: was not measured, expected best or one of {scales}.")
     return None if found is record.resolutions[0] else found
 
@@ -41,9 +42,9 @@ def point_of(built: BuildFolder, wanted: str | None) -> ResolutionPoint | None:
 def install_statistics(model: nn.Module, built: BuildFolder, point: ResolutionPoint) -> None:
     """Give the network BatchNorm's statistics of that resolution, in place; none where they were not measured again."""
     index = built.record.resolutions.index(point)
-    path = built.path / RESOLUTIONS
-    if not path.is_file():
+    if RESOLUTIONS not in built.record.files:  # one that lies there is of an earlier build
         return
+    path = built.path / RESOLUTIONS
     try:
         arrays = load_arrays(path.read_bytes())
     except (OSError, SafetensorError) as error:

@@ -171,7 +171,7 @@ def _beside(path: Path, names: Sequence[str]) -> Path:
     stem = path.stem.removeprefix("instances_")
     above = path.parent.parent
     folders = [path.parent, path.parent / "images", above / stem, above / "images" / stem, above / "images"]
-    held = {folder: sum((folder / name).is_file() for name in names) for folder in folders if folder.is_dir()}
+    held = {folder: sum(_is_there(folder / name) for name in names) for folder in folders if folder.is_dir()}
     best = max(held, key=lambda folder: held[folder])
     if not held[best]:
         raise SoupError(
@@ -179,6 +179,13 @@ def _beside(path: Path, names: Sequence[str]) -> Path:
             "Say where they are: {images: FOLDER, annotations: FILE}."
         )
     return best
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _sample(entry: _Image, folder: Path, path: Path) -> BoxSample:

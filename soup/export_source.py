@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -116,14 +117,15 @@ class Source:
     def prepared(self) -> nn.Module:
         """The model as it is exported: after the user's `export.prepare`, where there is one.
 
-        That gets the raw network, and what it gives back is decoded as the network was.
+        That gets a copy of the raw network, without its adapter, and what it gives back is decoded as the network was.
         """
         spec = self.config.export.prepare
         if spec is None:
             return self.model
-        detach(self.model)
-        model = call(resolve(spec, folder=self.config.folder), self.model, where=f"export.prepare '{spec}'")
-        adapted(self.config, self.model)
+        raw = call(copy.deepcopy, self.model, where=f"export.prepare '{spec}': a copy of the model for it")
+        assert isinstance(raw, nn.Module)
+        detach(raw)
+        model = call(resolve(spec, folder=self.config.folder), raw, where=f"export.prepare '{spec}'")
         if not isinstance(model, nn.Module):
             raise SoupError(f"export.prepare '{spec}': returned {type(model).__name__}, expected a torch.nn.Module.")
         model = adapted(self.config, model.eval())

@@ -47,7 +47,9 @@ def _open_several(
 ) -> Source[Sample]:  # fmt: skip
     """labels.csv with any number of labels a row, or a function that gives (image, bool [classes][, id])."""
     if callable(source):
-        return from_function(name, source, _labelled)
+        names = None if classes is None or isinstance(classes, int) else tuple(classes)
+        read = partial(_labelled, count=len(names) if names else classes)
+        return from_function(name, source, read, class_names=names)
     path = folder / Path(str(source)).expanduser()
     if not isinstance(source, str) or path.suffix != ".csv":
         raise SoupError(
@@ -66,13 +68,15 @@ def _open_several(
     return Source(str(path), samples, len(samples), names, files_identity(path.parent, samples))
 
 
-def _labelled(item: object, index: int, where: str) -> Sample:
-    """Of an image with any number of labels, as 0 and 1 for each class."""
+def _labelled(item: object, index: int, where: str, *, count: object) -> Sample:
+    """Of an image with any number of labels, as 0 and 1 for each of `count` classes; None: for as many as it gives."""
     if isinstance(item, SoupError):
         return Sample(str(index), item, 0, None)
     labels = np.asarray(item[1]) if isinstance(item, (tuple, list)) and len(item) in (2, 3) else np.empty(0)
     if labels.ndim != 1 or not labels.size or not np.isin(labels, (0, 1)).all():
         raise SoupError(f"{where} has labels {labels!r}, expected 0 or 1 for each class. Give (image, labels[, id]).")
+    if count is not None and len(labels) != count:
+        raise SoupError(f"{where} has {len(labels)} labels, expected {count}, one for each class. Give 0 or 1 for all.")
     sample = function_sample([item[0], 0, *item[2:]], index, where)  # type: ignore[index]  # a sequence, as seen
     return replace(sample, truth=labels.astype(bool))
 

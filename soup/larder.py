@@ -150,7 +150,7 @@ def _reader(config: Config, classes: Classes) -> Reader:
     if config.task == "segmentation":
         section = config.segmentation
         return masks(section.ignore_index, classes=section.classes, at=section.score_at, palette=section.palette)
-    return several_labels(classes or config.classification.classes) if config.classification.multilabel else LABELS
+    return several_labels(config.classification.classes or classes) if config.classification.multilabel else LABELS
 
 
 def _refuse_other_classes(splits: Mapping[str, Split]) -> None:

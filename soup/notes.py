@@ -25,9 +25,10 @@ def notes_of(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> t
     elif kitchen.calibration is None:
         notes.append("no data.train: BatchNorm statistics are averaged, not measured again")
     elif len(kitchen.calibration.order) < FEWEST_CALIBRATION:
+        told = ", and the search averages it" if kitchen.policy == "averaged" else ""
         notes.append(
-            f"BatchNorm is recalibrated on {len(kitchen.calibration.order)} images; "
-            f"under {FEWEST_CALIBRATION} it did harm in trials"
+            f"{len(kitchen.calibration.order)} images to recalibrate BatchNorm on; "
+            f"under {FEWEST_CALIBRATION} it did harm in trials{told}"
         )
     if "test" not in splits:
         notes.append("no data.test: soup and best single are compared on val, which the search has seen; expect less")

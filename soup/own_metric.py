@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -61,17 +63,22 @@ class OwnMetric:
         wrong = {name: array.shape for name, array in arrays.items() if array.shape[:1] != (rows,)}
         if wrong or not arrays:
             raise SoupError(f"{where}: gave {wrong or 'nothing'}, expected {rows} rows, one for each sample.")
+        if other := {name: str(array.dtype) for name, array in arrays.items() if array.dtype.kind not in "biuf"}:
+            raise SoupError(f"{where}: gave {other}, expected numbers.")
         if self.reader is None and (len(arrays) > 1 or next(iter(arrays.values())).ndim > 1):
             raise SoupError(f"{where}: gave more than one score per sample, expected also an attribute `reduce`.")
         return arrays
 
     def reduce(self, statistics: Arrays) -> float:
-        """The function's own `reduce`, or the mean."""
+        """The function's own `reduce`, or the mean; NaN where that is not finite. Raises SoupError for no number."""
         if self.reader is not None:
-            value = call(self.reader, dict(statistics), where=f"metric '{self.name}': reduce")
-            return float(np.asarray(value, np.float64))
-        scores = next(iter(statistics.values()))
-        return float(scores.astype(np.float64).mean()) if len(scores) else float("nan")
+            where = f"metric '{self.name}': reduce"
+            value = call(self.reader, dict(statistics), where=where)
+            number = float(cast("float", call(float, value, where=where)))
+        else:
+            scores = next(iter(statistics.values()))
+            number = float(scores.astype(np.float64).mean()) if len(scores) else math.nan
+        return number if math.isfinite(number) else math.nan
 
     def resampled(self, statistics: Arrays, counts: np.ndarray) -> np.ndarray:
         """By repeated rows; a mean by its weights."""

@@ -57,7 +57,7 @@ from soup.search_records import TrialRecord
 from soup.serving import write_soup
 from soup.significance import p_value
 from soup.statistics import Interval
-from soup.task_settings import evaluation_batch, settings_of
+from soup.task_settings import evaluation_batch, refuse_beyond, settings_of
 from soup.tasks import Metric
 from soup.trials import Rule, Trial, value_of
 from soup.variants import Images, Rules
@@ -131,6 +131,8 @@ def open_kitchen(
     device = select_device(config.device)
     first = partial(torch_predict(larder.model, device=device), {"input": splits["val"].inputs(np.arange(1))})
     settings = settings_of(config, splits["val"], first)
+    for split in (splits[name] for name in ("val", "test") if name in splits):
+        refuse_beyond(split, settings, task=config.task)
     metric, count = metric_of(config.task, config.metric, settings, folder=config.folder), len(larder.ingredients)
     policy: Policy = config.search.bn_policy if calibration else "averaged"
     budget = config.search.budget
@@ -295,3 +297,5 @@ def _write(
         html = to_html(markdown, title="soup build", images={PICTURE: picture} if picture else None)
         (stage / "report.html").write_text(html, encoding="utf-8")
         write_build(stage, record, evaluations(found, settled, judged))
+    if not swept.statistics:
+        (out / RESOLUTIONS).unlink(missing_ok=True)  # of an earlier build

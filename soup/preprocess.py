@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import struct
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ Color = Literal["rgb", "bgr", "gray"]
 Rounding = Literal["nearest", "half_up", "floor", "ceil", "detr"]
 Size = int | tuple[int, int]
 
+_STRIDES = (32, 16, 8, 4, 2)
 _PIL_FILTERS = {"nearest": "NEAREST", "bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos": "LANCZOS", "area": "BOX"}
 _CV2_FILTERS = {
     "nearest": "INTER_NEAREST", "bilinear": "INTER_LINEAR", "bicubic": "INTER_CUBIC", "lanczos": "INTER_LANCZOS4",
@@ -60,6 +62,15 @@ class Preprocess:
     letterbox: Letterbox | None
     mean: tuple[float, ...]  # of pixels scaled to 0..1, one per channel or one for all
     std: tuple[float, ...]
+
+
+def scaled_sides(sides: Sequence[int], scale: float) -> list[int]:
+    """Pixels times `scale`, in steps that networks stride by.
+
+    A step is the largest power of two, up to 32, that divides all sides and goes into each four times: 128 × 0.8 is 96.
+    """
+    step = next((power for power in _STRIDES if all(side % power == 0 and side >= 4 * power for side in sides)), 1)
+    return [max(step, round(side * scale / step) * step) for side in sides]
 
 
 def backend_version(backend: Backend) -> str:

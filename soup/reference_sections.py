@@ -72,6 +72,8 @@ def resolutions_section(record: BuildRecord) -> str:
     rows = [_row(record, one, best=one is best) for one in points]
     header = ("scale", "crop", "network's input", "val", "against the trained size", "one image in torch", "")
     told = table(header, rows)
+    if not any(one.val is not None for one in points[1:]):
+        return f"{told}\n\nNo other resolution could be measured."
     if best is None or best is points[0]:
         return f"{told}\n\nNo other resolution does better on val than the one that is given."
     return (

@@ -26,13 +26,13 @@ from soup.gates import compare
 from soup.judge import paired
 from soup.larder import classes_of, open_split, preprocess_of, split_record
 from soup.models import torch_predict
+from soup.preprocess import scaled_sides
 from soup.recalibration import Calibration, recalibrated, shown_weights
 from soup.score import Kitchen
 from soup.search_records import ResolutionPoint, difference_record
 from soup.sections import Preprocess, Size
 
 _TIMING = Timing(iterations=40, max_seconds=4.0)
-_POWERS = (32, 16, 8, 4, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,10 @@ def _places(given: Preprocess) -> Iterator[tuple[float, float | None, Preprocess
 def _size(size: Size | None, scale: float) -> Size | None:
     if size is None:
         return None
-    sides = [size] if isinstance(size, int) else list(size)
-    step = next((power for power in _POWERS if all(side % power == 0 for side in sides)), 1)
-    found = [max(step, round(side * scale / step) * step) for side in sides]
-    return found[0] if isinstance(size, int) else (found[0], found[1])
+    if isinstance(size, int):
+        return scaled_sides([size], scale)[0]
+    height, width = scaled_sides(size, scale)
+    return height, width
 
 
 def _evaluate(

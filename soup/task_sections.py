@@ -26,7 +26,8 @@ def _distinct(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return names
 
 
-ClassNames = Annotated[tuple[Text, ...], AfterValidator(_distinct)]
+ClassNames = Annotated[tuple[Text, ...], Field(min_length=1), AfterValidator(_distinct)]
+Colour = Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$"), expects("a colour as '#ff0000'")]
 
 
 class Suppression(Section):
@@ -87,7 +88,7 @@ class Segmentation(Section):
     """class names in the order of the network's scores; null numbers them"""
     ignore_index: Annotated[Whole, Field(ge=0, le=255)] = 255
     """pixels of this class in a mask count for nothing"""
-    palette: Mapping[Text, AtLeastWhole] | None = None
+    palette: Annotated[Mapping[Colour, AtLeastWhole], Field(min_length=1)] | None = None
     """the class of each colour, as {"#ff0000": 1}, where masks are colour images"""
     score_at: Literal["image", "input"] = "image"
     """masks are compared at the image's own size, or at the size that the network takes"""

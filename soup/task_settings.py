@@ -27,7 +27,6 @@ def settings_of(config: Config, val: Split, answer: Callable[[], Arrays]) -> dic
     if config.task == "detection":
         return {"classes": classes, "suppression": config.detection.suppression.model_dump(mode="json")}
     section = config.segmentation
-    _refuse_other_masks(val, classes, ignore_index=section.ignore_index)
     return {"classes": classes, "ignore_index": section.ignore_index, "score_at": section.score_at}
 
 
@@ -49,14 +48,20 @@ def _classification(config: Config, val: Split) -> dict[str, JsonValue]:
     }
 
 
-def _refuse_other_masks(val: Split, classes: int, *, ignore_index: int) -> None:
-    masks = val.targets.get("mask", np.empty((0, 1, 1), np.uint8))
-    beyond = ((masks >= classes) & (masks != ignore_index)).any(axis=(1, 2))
+def refuse_beyond(split: Split, settings: Mapping[str, JsonValue], *, task: str) -> None:
+    """Raise SoupError that names the images with boxes or masks of a class that the network does not have."""
+    classes, ignored = settings["classes"], settings.get("ignore_index")
+    key = {"detection": "labels", "segmentation": "mask"}.get(task, "")
+    if key not in split.targets or not isinstance(classes, int):
+        return
+    found = split.targets[key]
+    beyond = ((found >= classes) & (found != ignored)).reshape(len(found), -1).any(axis=1)
     if beyond.any():
-        told = several([val.ids[row] for row in np.flatnonzero(beyond)])
+        told = several([split.ids[row] for row in np.flatnonzero(beyond)])
+        what = "boxes" if task == "detection" else "masks"
         raise SoupError(
-            f"data.val: masks with a class beyond {classes - 1}, the network's last: {told}. Repair them, or name "
-            "segmentation.classes so that data.on_bad_sample: skip can leave them out."
+            f"data.{split.name}: {what} with a class beyond {classes - 1}, the network's last: {told}. Repair them, or "
+            f"name {task}.classes so that data.on_bad_sample: skip can leave them out."
         )
 
 

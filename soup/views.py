@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from soup import SoupError
 from soup.config import Config
 from soup.evaluate import evaluate
 from soup.files import finite
+from soup.preprocess import scaled_sides
 from soup.score import Kitchen
 from soup.search_records import Reference
 from soup.task_sections import Detection
@@ -21,28 +23,32 @@ from soup.tasks.fusion import Fusion, fuse_answers
 from soup.weights import Weights
 
 View = float | str  # a scale of the sides, or "flip"
-_MULTIPLE = 32  # of a scaled view's sides, where the network's own are multiples of it
 
 
 def views_of(config: Config, kitchen: Kitchen, weights: Weights, policy: str) -> Iterator[Reference]:
     """The winner asked about every view of `explain.views` beside the image itself, and their answers merged.
 
     Class scores and masks are averaged as probabilities, boxes are fused as `detection.fusion` says.
-    The cost is in forward passes, a scaled view's by its area.
+    The cost is in forward passes, a scaled view's by its area; one that rounds to no other size is left out, and told.
     """
-    views = config.explain.views
+    shape = kitchen.val.inputs(np.arange(1)).shape[2:]
+    views, same = _different(config.explain.views, shape)
+    if same:
+        told, size = ", ".join(f"× {view}" for view in same), "×".join(map(str, shape))
+        yield Reference(f"views: {told} of {size} pixels is the image itself, or another view", None, 1.0)
     if not views:
         return
     predict = kitchen.predict(weights, "own" if len(weights) == 1 else policy)  # type: ignore[arg-type]
-    cost = 1.0 + sum(1.0 if view == "flip" else float(view) ** 2 for view in views)
-    label = f"{len(views) + 1} views ({', '.join(['the image', *map(_named, views)])})"
+    cost = 1.0 + sum(math.prod(sides) / math.prod(shape) for sides in views.values())
+    told = ", ".join(_named(view, sides[0] / shape[0]) for view, sides in views.items())
+    label = f"{len(views) + 1} views (the image, {told})"
     if config.task == "detection":
         votes = config.detection.fusion.votes
         rules = replace(fusion_of(config.detection), min_votes=votes if votes and votes <= len(views) + 1 else None)
-        value = _boxes(kitchen, predict, views, rules)
+        value = _boxes(kitchen, predict, list(views), rules)
     else:
         several = config.task == "classification" and config.classification.multilabel
-        averaged = _averaged(predict, views, _LABELS if several else _ONE_CLASS)
+        averaged = _averaged(predict, list(views), _LABELS if several else _ONE_CLASS)
         merged = evaluate(averaged, kitchen.val, kitchen.metric, batch=kitchen.batch)
         value = float("nan") if merged.value is None else merged.value
     kitchen.images["explaining"] += (len(views) + 1) * len(kitchen.val)
@@ -60,7 +66,7 @@ def seen_as(images: np.ndarray, view: View) -> np.ndarray:
     """Images float32 [n, c, h, w] mirrored left to right, or resized by a factor (bilinear)."""
     if view == "flip":
         return np.ascontiguousarray(images[..., ::-1])
-    height, width = (_side(side, float(view)) for side in images.shape[2:])
+    height, width = scaled_sides(images.shape[2:], float(view))
     resized = interpolate(torch.from_numpy(np.ascontiguousarray(images)), (height, width), mode="bilinear")
     return resized.numpy()
 
@@ -138,10 +144,18 @@ def _resized(scores: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     return interpolate(torch.from_numpy(np.ascontiguousarray(scores)), list(size), mode="bilinear").numpy()
 
 
-def _side(side: int, scale: float) -> int:
-    step = _MULTIPLE if side % _MULTIPLE == 0 else 1
-    return max(step, round(side * scale / step) * step)
+def _different(views: Sequence[View], shape: tuple[int, ...]) -> tuple[dict[View, tuple[int, ...]], list[View]]:
+    """The sides of each view; and the views that show what the image does, or one before them: a scale is rounded."""
+    found: dict[View, tuple[int, ...]] = {}
+    same: list[View] = []
+    for view in views:
+        sides = shape if view == "flip" else tuple(scaled_sides(shape, float(view)))
+        if view != "flip" and sides in (shape, *found.values()):
+            same.append(view)
+        else:
+            found[view] = sides
+    return found, same
 
 
-def _named(view: View) -> str:
-    return "mirrored" if view == "flip" else f"× {view:g}"
+def _named(view: View, scale: float) -> str:
+    return "mirrored" if view == "flip" else f"× {scale:.3g}"

@@ -206,6 +206,38 @@ def test_gates_on_boxes_pass_for_the_same_model_and_fail_for_another(built: Path
     assert "class 'blue'" not in worst["message"]
 
 
+def test_a_network_that_prepare_rebuilt_or_wrapped_is_decoded_once(built: Path, tmp_path: Path) -> None:
+    (built / "prepare.py").write_text(REBUILT)
+    for name in ("rebuilt", "wrapped"):
+        asked = ("--precision", "fp32", "--set", f"export.prepare=./prepare.py:{name}", "-o", tmp_path / name)
+        hops = soup("export", built / "soup-out", *asked)["findings"]["hops"]
+        figures = [one["figures"] for one in hops if "ONNX" in one["name"]]
+        assert [(one["lost"], one["new"], one["moved"]) for one in figures] == [(0, 0, 0)] * 2
+
+
+REBUILT = """
+from torch import nn
+
+
+def rebuilt(model):
+    new = nn.Conv2d(6, model.heat.out_channels, 1)
+    new.load_state_dict(model.heat.state_dict())
+    model.heat = nn.Sequential(new, nn.Identity())
+    return model
+
+
+class Wrapped(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images):
+        return self.model(images)
+
+
+def wrapped(model):
+    return Wrapped(model)
+"""
 BLIND_TO_RED = """
 import torch
 

@@ -205,3 +205,41 @@ def test_a_label_that_val_does_not_know_is_refused(project: Path, tmp_path: Path
     found = run("build", "--val", folder / "val.yaml", "-o", tmp_path / "out", code=2)
     assert told in found
     assert "train.csv" in found
+
+
+GIVEN = """
+import csv
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+HERE = Path(__file__).parent
+CLASSES = {classes}
+
+
+def rows():
+    with (HERE / "val.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            there = [name in row["labels"].split(";") for name in CLASSES]
+            yield Image.open(HERE / row["path"]), np.array(there), row["path"]
+"""
+
+
+def test_labels_that_a_function_gives_count_in_the_order_of_the_classes_of_val_yaml(
+    project: Path, tmp_path: Path
+) -> None:
+    order = ("frame", "bar", "disc")
+    (project / "given.py").write_text(GIVEN.format(classes=order))
+    records = {}
+    for source in ("val.csv", "./given.py:rows"):
+        asked = ("--set", f"data.val={source}", "--set", f"classification.classes=[{', '.join(order)}]")
+        out = tmp_path / source[-4:]
+        run("build", "--val", project / "val.yaml", "-o", out, *asked, "--set", "metric=map")
+        records[source] = read_build(out).record
+    by_file, given = records.values()
+    assert given.class_names == by_file.class_names == order
+    assert (given.winner.val, given.winner.test) == (by_file.winner.val, by_file.winner.test)
+    (project / "given.py").write_text(GIVEN.format(classes=order[:2]))
+    told = run("check", "--val", project / "val.yaml", *asked, "-o", tmp_path / "checked", code=2)
+    assert "data.val: sample 0 has 2 labels, expected 3, one for each class." in told

@@ -84,6 +84,11 @@ def test_a_bad_annotation_of_coco_is_left_out_with_its_id(tmp_path, values, reas
             [2, 1, None],
         ),
         (
+            lambda all_: all_["images"].append({"id": 3, "file_name": "x" * 300}),
+            ["{folder}/" + "x" * 300 + ": File name too long"],
+            [2, 1, None],
+        ),
+        (
             lambda all_: all_["images"][0].update(height=99),
             ["{folder}/a.png: has 60×40 pixels, but its annotation says 60×99"],
             [None, 1],

@@ -217,7 +217,7 @@ def test_few_calibration_images_no_test_split_and_skipped_samples_are_told(
         "batchnorm.samples=100", "search.methods=[uniform]",
     )  # fmt: skip
     told = notes_of(result)
-    assert "recalibrated on 100 images; under 250 it did harm" in told
+    assert "100 images to recalibrate BatchNorm on; under 250 it did harm in trials" in told
     assert "no data.test: soup and best single are compared on val" in told
     assert "data.val: 1 samples skipped" in told
     assert result.record.splits["val"].n == 150

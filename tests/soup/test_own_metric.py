@@ -62,6 +62,14 @@ def nothing(answers, targets):
     return {}
 
 
+def text(answers, targets):
+    return ["x"] * len(targets["label"])
+
+
+def endless(answers, targets):
+    return np.full(len(targets["label"]), np.inf)
+
+
 def raises(answers, targets):
     raise KeyError("mask")
 """
@@ -86,6 +94,7 @@ def test_a_score_per_sample_is_averaged_and_may_be_better_when_lower(code: Path)
     assert {name: array.tolist() for name, array in statistics.items()} == {"score": [0, 0.5, 0, 0]}
     assert metric.reduce(statistics) == 0.125
     assert np.isnan(metric.reduce({"score": np.empty(0)}))
+    assert np.isnan(named("endless", code).reduce(named("endless", code).per_sample(ANSWERS, TARGETS)))
 
 
 def test_statistics_are_read_by_the_function_s_own_reduce(code: Path) -> None:
@@ -116,6 +125,7 @@ def test_resamples_are_reduce_of_the_repeated_rows(
         ("too_few", r"gave \{'score': \(3,\)\}, expected 4 rows"),
         ("table", r"gave more than one score per sample, expected also an attribute `reduce`\."),
         ("nothing", r"metric './m\.py:nothing': gave nothing, expected 4 rows"),
+        ("text", r"metric './m\.py:text': gave \{'score': '<U1'\}, expected numbers\."),
         ("raises", r"metric './m\.py:raises': raised KeyError at .*m\.py:\d+: 'mask'\."),
         ("absent", r"'./m\.py:absent': \./m\.py has no 'absent'"),
     ],

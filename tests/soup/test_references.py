@@ -42,7 +42,7 @@ class Kitchens:
         return settle(self.kitchen, Trial(method, weights, self.kitchen.score(weights, None), True, "single"))
 
     def told(
-        self, settled: Settled, *, fusion: dict[str, Any] | None = None, views: tuple[str, ...] = ()
+        self, settled: Settled, *, fusion: dict[str, Any] | None = None, views: tuple[str | float, ...] = ()
     ) -> dict[str, tuple[float | None, float]]:
         """(value, cost) by label."""
         section = self.config.detection.model_copy(update={"fusion": FusionSection(**(fusion or {}))})
@@ -116,6 +116,14 @@ def test_boxes_of_a_mirrored_view_are_taken_back_and_fused_as_val_yaml_says(
     expected = value(kitchen, fuse_answers(found, rules))
     assert told["2 views (the image, mirrored)"] == (pytest.approx(expected, abs=1e-9), 2.0)
     assert expected != value(kitchen, found[0])
+
+
+def test_a_scale_that_rounds_to_the_image_itself_is_no_view(opened: Kitchens) -> None:
+    told = opened.told(opened.settled(1), views=(0.9, 0.75, 0.7, 1.25))
+    assert told["views: × 0.9, × 0.7 of 32×32 pixels is the image itself, or another view"] == (None, 1.0)
+    value_of_three, cost = told["3 views (the image, × 0.75, × 1.25)"]
+    assert cost == 1 + 0.75**2 + 1.25**2
+    assert value_of_three != opened.told(opened.settled(1), views=(0.75,))["2 views (the image, × 0.75)"][0]
 
 
 def value(kitchen: Kitchen, answers: object) -> float:

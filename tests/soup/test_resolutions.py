@@ -46,7 +46,11 @@ def points_of(folder: Path) -> dict[float, ResolutionPoint]:
         (24, 1.25, 32),
         (25, 1.25, 31),  # an odd one goes by single pixels, ties to even
         ((30, 44), 0.5, (16, 22)),
-        (32, 0.25, 32),  # never below one step
+        (128, 0.8, 96),
+        (64, 0.8, 48),  # a step goes into a side four times or more: 32 would leave 64 as it is
+        (32, 0.7, 24),
+        (8, 0.7, 6),
+        (3, 0.25, 1),  # never below one step
     ],
 )
 def test_sides_are_scaled_in_the_steps_that_they_are_multiples_of(
@@ -73,7 +77,7 @@ def test_a_scaled_side_is_within_half_a_step_and_no_step_is_lost(count: int, ste
     side = count * step
     found = scaled(Preprocess(resize=side), scale).resize
     assert isinstance(found, int)
-    own = next(power for power in (32, 16, 8, 4, 2, 1) if side % power == 0)
+    own = next(power for power in (32, 16, 8, 4, 2, 1) if side % power == 0 and (side >= 4 * power or power == 1))
     assert found % own == 0
     assert abs(found - side * scale) <= own / 2 + 1e-9 or found == own
 
@@ -204,3 +208,16 @@ def shown_as_best(section: str, record: BuildRecord, best: ResolutionPoint) -> b
         return len(marked) == 1 and size in marked[0] and "No other resolution does better on val" in section
     sentence = f"The best point is {size}; `soup export --resolution {best.scale:g}` takes it."
     return len(marked) == 1 and size in marked[0] and sentence in section
+
+
+def test_statistics_of_an_earlier_build_are_not_taken_for_this_one_s(swept: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(swept, tmp_path / "project"))
+    old = (folder / "soup-out/resolutions.safetensors").read_bytes()
+    asked = ("--resolutions", "0.75,1,1.25", "--set", "search.bn_policy=averaged", "--set", "data.train=null")
+    run("build", "--val", folder / "val.yaml", "-o", folder / "soup-out", *asked)
+    assert not (folder / "soup-out/resolutions.safetensors").exists()
+    taken = ("--resolution", "1.25", "--gate", "accuracy={max_drop: 0.2}")
+    run("export", folder / "soup-out", "-o", tmp_path / "one", *taken)
+    (folder / "soup-out/resolutions.safetensors").write_bytes(old)  # as a killed build would leave it
+    run("export", folder / "soup-out", "-o", tmp_path / "other", *taken)
+    assert (tmp_path / "one/model.onnx").read_bytes() == (tmp_path / "other/model.onnx").read_bytes()

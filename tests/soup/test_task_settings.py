@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from exporters.runtimes import Arrays
 from soup import SoupError
 from soup.config import Config, load_config
 from soup.data import Split
-from soup.task_settings import settings_of
+from soup.task_settings import refuse_beyond, settings_of
 from soup.tasks import metric_named
 
 HEAD = 'model: "./m.py:build"\ncheckpoints: ["*.pt"]\ndata: {train: train, val: val}\n'
@@ -99,3 +100,21 @@ def test_class_weights_come_in_the_order_of_the_classes(tmp_path: Path) -> None:
         settings_of(weighted, split(), never)
     listed = config(tmp_path, "classification: {class_weights: [3, 4]}\n")
     assert settings_of(listed, split(), never)["weights"] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "what"),
+    [
+        ("detection", {"labels": np.array([[0, 2, -1]], np.int32)}, "boxes"),
+        ("segmentation", {"mask": np.array([[[0, 1], [2, 9]]], np.uint8)}, "masks"),
+    ],
+)
+def test_truth_of_a_class_that_the_network_has_not_is_named_by_its_image(task: str, targets: Any, what: str) -> None:
+    refuse_beyond(split(**targets), {"classes": 3, "ignore_index": 9}, task=task)
+    refuse_beyond(split(label=np.array([7])), {"classes": 3}, task="classification")
+    with pytest.raises(SoupError) as raised:
+        refuse_beyond(split(**targets), {"classes": 2, "ignore_index": 9}, task=task)
+    assert str(raised.value) == (
+        f"data.val: {what} with a class beyond 1, the network's last: a. Repair them, or name {task}.classes so that "
+        "data.on_bad_sample: skip can leave them out."
+    )

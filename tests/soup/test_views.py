@@ -62,9 +62,9 @@ def test_a_box_found_on_a_resized_image_comes_back_by_each_side_s_own_factor(sca
 
 
 def test_a_resized_view_keeps_to_multiples_of_32_only_where_the_image_has_them() -> None:
-    assert seen_as(np.zeros((1, 1, 64, 96), np.float32), 0.8).shape == (1, 1, 64, 64)
-    assert seen_as(np.zeros((1, 1, 20, 96), np.float32), 0.8).shape == (1, 1, 16, 64)
-    assert seen_as(np.zeros((1, 1, 32, 32), np.float32), 0.25).shape == (1, 1, 32, 32)
+    assert seen_as(np.zeros((1, 1, 128, 160), np.float32), 0.8).shape == (1, 1, 96, 128)
+    assert seen_as(np.zeros((1, 1, 20, 96), np.float32), 0.8).shape == (1, 1, 16, 76)
+    assert seen_as(np.zeros((1, 1, 32, 32), np.float32), 0.1).shape == (1, 1, 8, 8)
 
 
 def test_seeing_twice_mirrored_is_seeing_the_image() -> None:
