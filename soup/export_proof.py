@@ -124,7 +124,7 @@ def step(job: Job, name: str, before: Evaluation, after: Evaluation, *, where: s
     source = job.source
     return hop(
         name, before, after, metric=source.metric, groups=source.val.groups, split="val", where=where,
-        labels=source.val.targets.get("label"), class_names=source.val.class_names,
+        labels=source.val.targets.get("label"), class_names=source.val.class_names, ids=source.val.ids,
     )[0]  # fmt: skip
 
 

@@ -42,10 +42,12 @@ def hop(
     where: str,
     labels: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
+    ids: Sequence[str] | None = None,
 ) -> tuple[Hop, Interval]:
     """One step of the way, from two full evaluations that kept their outputs (in the same order, under any names).
 
-    With `labels`, int [n], it also tells the class that lost most, where the metric has one score per sample.
+    With `labels`, int [n], it also tells the class that lost most, where the metric has one score per sample; with
+    `ids`, the names of the samples, which of them moved most.
     """
     interval = paired(metric, after.per_sample, before.per_sample, groups=groups)
     differences: tuple[OutputDifference, ...] = ()
@@ -61,10 +63,16 @@ def hop(
     found = Hop(
         name, _number(before.value), _number(after.value), tuple(outputs_record(item) for item in differences),
         None if moved is None else int(moved.changed.sum()), record, split, where,
-        None if scores is None else _worst_class(scores, metric), "" if moved is None else moved.text,
+        None if scores is None else _worst_class(scores, metric), _moved_text(moved, ids),
         {} if moved is None else {key: finite(value) for key, value in moved.figures.items()},
     )  # fmt: skip
     return found, interval
+
+
+def _moved_text(moved: Moves | None, ids: Sequence[str] | None) -> str:
+    if moved is None or moved.worst is None or ids is None:
+        return "" if moved is None else moved.text
+    return f"{moved.text} ({ids[moved.worst]})"
 
 
 def class_scores(

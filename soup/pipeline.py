@@ -268,7 +268,8 @@ def _hops(kitchen: Kitchen, settled: Settled, single: Evaluation) -> tuple[Hop, 
     ]
     return tuple(
         hop(f"{one} → {other}", before, after, metric=kitchen.metric, groups=kitchen.val.groups, split="val",
-            where=_where(kitchen), labels=kitchen.val.targets.get("label"), class_names=kitchen.val.class_names)[0]
+            where=_where(kitchen), labels=kitchen.val.targets.get("label"), class_names=kitchen.val.class_names,
+            ids=kitchen.val.ids)[0]
         for (one, before), (other, after) in itertools.pairwise(steps)
     )  # fmt: skip
 

@@ -72,12 +72,20 @@ def resolutions_section(record: BuildRecord) -> str:
     rows = [_row(record, one, best=one is best) for one in points]
     header = ("scale", "crop", "network's input", "val", "against the trained size", "one image in torch", "")
     told = table(header, rows)
+    return f"{told}\n\n{resolution_sentence(record)}"
+
+
+def resolution_sentence(record: BuildRecord) -> str:
+    """Which test resolution does best on val; empty where none was tried."""
+    points = record.resolutions
     if not any(one.val is not None for one in points[1:]):
-        return f"{told}\n\nNo other resolution could be measured."
+        return "No other resolution could be measured." if points else ""
+    best = best_of(points, higher_is_better=record.higher_is_better)
     if best is None or best is points[0]:
-        return f"{told}\n\nNo other resolution does better on val than the one that is given."
+        return "No other resolution does better on val than the one that is given."
+    cropped = "" if best.crop_ratio is None else f" with a crop of {best.crop_ratio:g}"
     return (
-        f"{told}\n\nThe best point is {_size(best)}; `soup export --resolution {best.scale:g}` takes it. It was "
+        f"The best point is {_size(best)}{cropped}; `soup export --resolution {best.scale:g}` takes it. It was "
         "chosen on val, so expect less of new images."
     )
 

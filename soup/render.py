@@ -90,6 +90,7 @@ def _style(line: str) -> str | None:
 def _build(result: BuildResult) -> Iterator[str]:
     from soup.build_report import comparison_sentence, winner_sentence
     from soup.build_tables import cost_sentence, shown_value
+    from soup.reference_sections import resolution_sentence
 
     record = result.record
     yield from (f"set aside    {path}: {reason}" for path, reason in record.set_aside)
@@ -100,6 +101,8 @@ def _build(result: BuildResult) -> Iterator[str]:
         if answer.method != "single":
             value = shown_value(record, answer.val)
             yield f"method       {answer.method}: {value} on val, of {len(answer.weights)} checkpoints"
+    if told := resolution_sentence(record):
+        yield f"resolution   {told}".replace("`", "")
     yield from (f"likely       {cause}" for cause in (record.explanation.causes if record.explanation else ()))
     yield from check_lines(record.checks)
     if result.show_reuse:

@@ -25,6 +25,7 @@ class Moves:
     changed: np.ndarray
     figures: Mapping[str, float]
     text: str  # the figures as one sentence, for reports
+    worst: int | None = None  # the image that `text` ends with, for a reader who knows its name
 
 
 class Task(Protocol):

@@ -87,8 +87,8 @@ class Masks:
         }
         text = f"{figures['changed'] * 100:.2f} % of {pixels.sum():,} pixels have another class"
         if changed.any():
-            text += f", {figures['worst'] * 100:.2f} % in the worst image (number {worst})"
-        return Moves(changed > 0, figures, text)
+            text += f", {figures['worst'] * 100:.2f} % in the worst image"
+        return Moves(changed > 0, figures, text, worst if changed.any() else None)
 
     def counted(self, targets: Arrays) -> np.ndarray:
         """bool [n, H, W]: pixels that have a truth and that the network saw."""

@@ -173,3 +173,17 @@ def test_the_task_s_other_metrics_are_of_the_same_answers() -> None:
     assert {one.metric: one.model for one in told}["weighted_accuracy"] == pytest.approx(8 / 10)
     forgotten = evaluation(logits(20), keep=False)
     assert other_values(after, forgotten, {"label": LABELS}, task="classification", settings={}, but="f1") == ()
+
+
+def test_the_image_whose_mask_moved_most_is_told_by_its_name() -> None:
+    metric = metric_named("segmentation", "miou", {"classes": 2, "ignore_index": 255, "score_at": "input"})
+    targets = {"mask": np.zeros((3, 1, 4), np.uint8)}
+    found = []
+    for ids in (np.zeros((3, 1, 4), int), np.array([[[0, 0, 0, 1]], [[0, 1, 1, 1]], [[0, 0, 0, 0]]])):
+        answers = metric.task.answers({"ids": ids}, targets)
+        statistics = metric.per_sample(answers, targets)
+        found.append(Evaluation(3, np.ones(3, bool), statistics, 0.0, None, {"ids": ids}, answers=answers))
+    told, _ = hop("a → b", *found, metric=metric, groups=None, split="val", where="torch", ids=("x", "y.png", "z"))
+    assert told.moved == "33.33 % of 12 pixels have another class, 75.00 % in the worst image (y.png)"
+    unnamed, _ = hop("a → b", *found, metric=metric, groups=None, split="val", where="torch")
+    assert unnamed.moved.endswith("75.00 % in the worst image")

@@ -40,8 +40,8 @@ CURVE = (
  the best                      |
 
 """
-    "The best point is 288×320; `soup export --resolution 1.25` takes it. It was chosen on val, so expect less of new "
-    "images."
+    "The best point is 288×320 with a crop of 1; `soup export --resolution 1.25` takes it. It was chosen on val, so "
+    "expect less of new images."
 )
 
 

@@ -334,7 +334,8 @@ def test_moves_tell_the_changed_pixels_and_the_worst_image():
     moves = metric.task.moves(before, after)
     assert moves.changed.tolist() == [False, True, True]
     assert moves.figures == {"changed": 6 / 25, "worst": 1.0, "worst_image": 2.0}
-    assert moves.text == "24.00 % of 25 pixels have another class, 100.00 % in the worst image (number 2)"
+    assert moves.text == "24.00 % of 25 pixels have another class, 100.00 % in the worst image"
+    assert moves.worst == 2
     still = metric.task.moves(before, before)
     assert not still.changed.any()
     assert still.text == "0.00 % of 25 pixels have another class"
