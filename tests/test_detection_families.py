@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import detection, segmentation
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from calib.batchnorm import recalibrate
@@ -78,6 +80,35 @@ class Yolo(Stem):
         return [head(one) for head, one in zip(self.heads, (near, self.down(near).relu()), strict=True)]
 
 
+class Decoded(Stem):
+    """Boxes as centre and size in pixels, then `others` probabilities: [n, 4 + others, A], or its transpose."""
+
+    def __init__(self, others: int, *, transposed: bool) -> None:
+        super().__init__()
+        self.head, self.transposed = nn.Conv2d(16, 4 + others, 1), transposed
+
+    def forward(self, images: Tensor) -> Tensor:
+        columns = self.head(self.body(images)).sigmoid()
+        side = torch.arange(columns.shape[-1], dtype=columns.dtype)
+        centres = torch.stack(torch.meshgrid(side, side, indexing="xy")) + columns[:, :2]
+        rows = torch.cat([8 * centres, 32 * columns[:, 2:4], columns[:, 4:]], 1).flatten(2)
+        return rows.transpose(1, 2) if self.transposed else rows
+
+
+class TwoScales(Stem):
+    """What an SSD is put on: strides 8 and 16."""
+
+    out_channels = (16, 16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(16, 16, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        near = self.body(images)
+        return {"0": near, "1": self.down(near).relu()}
+
+
 class Detr(Stem):
     """One encoder and one decoder layer over the cells, 10 queries."""
 
@@ -104,11 +135,14 @@ def pyramid() -> nn.Module:
 
 
 FAMILIES = {
+    "ssd": Family(lambda: SSD(TwoScales(), DefaultBoxGenerator([[2], [2]]), (64, 64), CLASSES), 64, "torchvision"),
     "ssdlite": Family(lambda: detection.ssdlite320_mobilenet_v3_large(**BARE), 96, "torchvision"),
     "fcos": Family(lambda: detection.FCOS(pyramid(), CLASSES), 64, "torchvision"),
     "retinanet": Family(lambda: detection.RetinaNet(pyramid(), CLASSES), 64, "torchvision"),
     "centernet": Family(CenterNet, 64, "centernet", {"heatmap": "hm", "size": "wh", "offset": "reg"}),
     "yolo": Family(Yolo, 64, "yolo", {"layout": "dfl", "strides": [8, 16], "reg_max": 8}),
+    "yolo v8": Family(lambda: Decoded(3, transposed=False), 64, "yolo", {"layout": "v8"}),
+    "yolox": Family(lambda: Decoded(4, transposed=True), 64, "yolo", {"layout": "yolox"}),
     "detr": Family(Detr, 64, "detr"),
     "lraspp": Family(lambda: segmentation.lraspp_mobilenet_v3_large(**BARE), 64),
     "deeplabv3": Family(lambda: segmentation.deeplabv3_mobilenet_v3_large(**BARE, aux_loss=True), 64),

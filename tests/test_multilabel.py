@@ -222,7 +222,7 @@ def rows():
     with (HERE / "val.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             there = [name in row["labels"].split(";") for name in CLASSES]
-            yield Image.open(HERE / row["path"]), np.array(there), row["path"]
+            yield Image.open(HERE / row["path"]).convert("L"), np.array(there), row["path"]
 """
 
 
