@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from soup import SoupError
-from soup.box_records import BoxSample, BoxSource, Marked, Size, checked, refuse_empty, unusable
+from soup.box_records import BoxSample, BoxSource, Marked, Size, checked, unusable
 from soup.files import shown
 from soup.image_files import SUFFIXES, files_below
 from soup.sources import Sample, Source, files_identity
@@ -95,8 +95,7 @@ def source_of(
     notes: Sequence[str],
     problems: Sequence[str],
 ) -> BoxSource:
-    """The source that a reader hands back. Raises SoupError where there is nothing to judge by."""
-    refuse_empty(str(origin), samples, problems)
+    """The source that a reader hands back."""
     boxes = sum(len(sample.truth.labels) for sample in samples if sample.truth is not None)
     first = f"{origin}: read as {kind}: {len(samples):,} images from {images} with {boxes:,} boxes"
     return Source(

@@ -62,6 +62,20 @@ def open_boxes(
     `classes`: the order of the class names; without it, each reader has its own. Raises SoupError where nothing sane
     can follow; what is wrong with single images and boxes is in `BoxSample.problems` and `BoxSource.problems`.
     """
+    found = _listed(name, source, folder=folder, classes=classes, max_bytes=max_bytes)
+    if name != "train" and isinstance(found.samples, Sequence):  # train judges nothing
+        refuse_empty(found.origin, found.samples, found.problems)
+    return found
+
+
+def _listed(
+    name: str,
+    source: str | Parts | Callable[[], object],
+    *,
+    folder: Path,
+    classes: Sequence[str] | None,
+    max_bytes: float,
+) -> BoxSource:
     if isinstance(source, Mapping):
         return _from_parts(f"data.{name}", source, folder=folder, classes=classes, max_bytes=max_bytes)
     if not isinstance(source, str):

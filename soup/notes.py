@@ -11,6 +11,7 @@ from soup.data import Split
 from soup.larder import Larder
 from soup.score import Kitchen
 from soup.search import Found
+from soup.sources import several
 
 FEWEST_CALIBRATION = 250  # with fewer images recalibration did harm in trials (docs/decisions.md)
 
@@ -33,8 +34,17 @@ def notes_of(larder: Larder, kitchen: Kitchen, splits: Mapping[str, Split]) -> t
     if "test" not in splits:
         notes.append("no data.test: soup and best single are compared on val, which the search has seen; expect less")
     notes += [f"data.{split.name}: {note}" for split in splits.values() for note in split.notes]
-    notes += [f"data.{split.name}: {len(split.skipped)} samples skipped" for split in splits.values() if split.skipped]
+    notes += [
+        f"data.{split.name}: {len(split.skipped)} skipped: {several([_left_out(*one) for one in split.skipped])}"
+        for split in splits.values()
+        if split.skipped
+    ]
     return tuple(notes)
+
+
+def _left_out(sample: str, reason: str) -> str:
+    """A record that belongs to no sample has its place in the reason."""
+    return f"{sample}: {reason}" if sample else reason
 
 
 def found_nothing(per_sample: Arrays, value: float | None) -> Iterator[str]:

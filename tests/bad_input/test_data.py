@@ -67,7 +67,7 @@ def test_an_unreadable_image_is_refused_or_skipped_and_counted(
     told = refused(folders, "build")
     assert told.startswith(f"val: 1 of 30 images cannot be read: 3/1.png: {reason}")
     assert told.endswith(". Repair or remove them, or set data.on_bad_sample: skip.")
-    assert "note         data.val: 1 samples skipped" in accepted(folders, "build", *SKIP)
+    assert f"note         data.val: 1 skipped: 3/1.png: {reason}" in accepted(folders, "build", *SKIP)
     split = read_build(folders / "soup-out").record.splits["val"]
     assert split.n == 29
     assert [image for image, _ in split.skipped] == ["3/1.png"]
@@ -90,7 +90,7 @@ def test_what_a_dataset_raises_for_a_sample_is_an_unreadable_image(
     told = refused(project, "build", *val)
     reason = f"3: __getitem__: raised OSError at {project}/data.py:14: bad sector"
     assert told.startswith(f"data.val: 1 of 400 images cannot be read: {reason}. Repair or remove them")
-    assert "note         data.val: 1 samples skipped" in accepted(project, "build", *val, *SKIP)
+    assert f"note         data.val: 1 skipped: {reason}" in accepted(project, "build", *val, *SKIP)
 
 
 @pytest.mark.parametrize(

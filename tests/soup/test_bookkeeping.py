@@ -219,7 +219,7 @@ def test_few_calibration_images_no_test_split_and_skipped_samples_are_told(
     told = notes_of(result)
     assert "100 images to recalibrate BatchNorm on; under 250 it did harm in trials" in told
     assert "no data.test: soup and best single are compared on val" in told
-    assert "data.val: 1 samples skipped" in told
+    assert "data.val: 1 skipped: 150: the image is <U11 (), expected uint8" in told
     assert result.record.splits["val"].n == 150
     assert notes_of(build_at(small, tmp_path / "other", "search.methods=[uniform]")) == ""
 
