@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads, as the command line does
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a background job, whose children would not be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MODELS = """
 from torch import nn
