@@ -120,12 +120,13 @@ def other_values(
     if after.answers is None or before.answers is None:
         return ()
     found = []
-    for name in names_of(task, multilabel=bool(settings.get("multilabel"))):
+    names = names_of(task, multilabel=bool(settings.get("multilabel")))
+    for name in (one for one in names if one != but):
         with suppress(SoupError):  # weighted_accuracy without weights
             metric = metric_named(task, name, settings)
             values = [metric.reduce(metric.per_sample(one.answers or {}, targets)) for one in (before, after)]
             found.append(OtherValue(name, metric.unit, finite(values[0]), finite(values[1])))
-    return tuple(one for one in found if one.metric != but and {one.best_single, one.model} != {None})
+    return tuple(one for one in found if {one.best_single, one.model} != {None})
 
 
 def _class_draws(metric: Metric, statistics: Arrays, counts: np.ndarray) -> np.ndarray:

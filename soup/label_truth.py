@@ -48,7 +48,8 @@ def _open_several(
     """labels.csv with any number of labels a row, or a function that gives (image, bool [classes][, id])."""
     if callable(source):
         names = None if classes is None or isinstance(classes, int) else tuple(classes)
-        read = partial(_labelled, count=len(names) if names else classes)
+        count = classes if isinstance(classes, int) else None if names is None else len(names)
+        read = partial(_labelled, count=count)
         return from_function(name, source, read, class_names=names)
     path = folder / Path(str(source)).expanduser()
     if not isinstance(source, str) or path.suffix != ".csv":
@@ -68,7 +69,7 @@ def _open_several(
     return Source(str(path), samples, len(samples), names, files_identity(path.parent, samples))
 
 
-def _labelled(item: object, index: int, where: str, *, count: object) -> Sample:
+def _labelled(item: object, index: int, where: str, *, count: int | None) -> Sample:
     """Of an image with any number of labels, as 0 and 1 for each of `count` classes; None: for as many as it gives."""
     if isinstance(item, SoupError):
         return Sample(str(index), item, 0, None)
